@@ -164,8 +164,9 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
     if task.policy:  # reject settings that do not fit before encoding
         from s2robot.training.train import begin  # imports lightning, which takes as long as torch
 
-        about = contract_of(task, store, encoder), task.vectors(store)
-        begin(task.train, spec_of(task, store, encoder), store, task.split(store)[0], *about)
+        vectors = task.vectors(store)
+        spec, contract = spec_of(task, store, encoder, vectors), contract_of(task, store, encoder)
+        begin(task.train, spec, store, task.split(store)[0], contract, vectors)
     if blocks := task.train.tune.blocks:
         encoder = build_early_blocks(task.encoder, blocks)
     elif isinstance(encoder, TrainedEncoder):
@@ -175,7 +176,7 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
     return encode_demos(store, encoder, task.cameras, task.features, chosen)
 
 
-def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> PolicySpec:
+def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder, vectors: torch.Tensor | None) -> PolicySpec:
     assert task.policy is not None
     maps = token_maps(encoder, frame_sizes(store, encoder, task.cameras))
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
@@ -186,7 +187,7 @@ def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> PolicySpec:
         if found := store.attrs.get(attribute):
             values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}
     values |= {"tasks": task.tasks(store), "task_vectors": None}
-    values |= {} if (table := task.vectors(store)) is None else {"task_dim": table.shape[1], "by_task": True}
+    values |= {} if vectors is None else {"task_dim": vectors.shape[1], "by_task": True}
     return PolicySpec.from_dict(values, action_frame=store.attrs["action_frame"])
 
 
@@ -202,7 +203,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
         tail = Tail(task.encoder, list(sizes), tune.blocks, tune.lora, task.train.seed)
     elif task.trains_encoder:
         tail = FullEncoder(task.encoder, [encoder.frame_size(*size) for size in sizes], task.train.seed)
-    spec, vectors = spec_of(task, store, encoder), task.vectors(store)
+    vectors = task.vectors(store)
+    spec = spec_of(task, store, encoder, vectors)
     rollout = rollout_of(task, contract, out)
     with bar("training the policy") as update:
 

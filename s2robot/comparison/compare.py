@@ -70,9 +70,8 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
-    seq_alpha = (
-        experiment.stopping.alpha if stopping else None
-    )  # also at the planned end: the looks have spent part of alpha
+    # also at the planned end: the looks have spent part of alpha
+    seq_alpha = experiment.stopping.alpha if stopping else None
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
         stages = list[Job]()

@@ -162,9 +162,8 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     )  # fmt: skip
     with _errors_about("all arms"):
         if settings.records:
-            Lineage(positions={"recorded": recorded}).refuse(
-                plan.positions, out / "demos.zarr", "evaluate.seed"
-            )
+            used = Lineage(positions={"recorded": recorded})
+            used.refuse(plan.positions, out / "demos.zarr", "evaluate.seed")
             return replace(plan, main=World(out, recording=_recording(out, "", common)))
         demos = demos_of(plan)
         Lineage().trained_on(demos, ()).refuse(plan.positions, demos.path, "evaluate.seed")

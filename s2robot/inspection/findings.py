@@ -35,7 +35,7 @@ def find(
     tables: Sequence[Table], ends: np.ndarray, rate: float, frames: Frames, limits: Thresholds
 ) -> list[Finding]:
     """Return all anomalies, ordered by kind, episode and step; ``ends``: ends of the episodes, (episodes,)."""
-    named = {table.key: table for table in tables}
+    named, rank = {table.key: table for table in tables}, {kind: i for i, kind in enumerate(KINDS)}
     findings = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables)]
     findings += _blank(frames, limits)
     if (state := named.get("proprio")) is not None:
@@ -45,7 +45,7 @@ def find(
     for key in named.keys() & set(CLOCKS):
         findings += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
     findings += deceptions(tables, ends, frames, limits)
-    findings.sort(key=lambda f: (list(KINDS).index(f.kind), -1 if f.episode is None else f.episode, f.step))
+    findings.sort(key=lambda f: (rank[f.kind], -1 if f.episode is None else f.episode, f.step))
     # merge many findings about one subject in an episode: a camera at half the rate always freezes
     groups: dict[tuple, list[Finding]] = {}
     for one in findings:

@@ -6,8 +6,8 @@ due one period later. Without `live`, the loop does all of this except sending.
 
 A period begins when the last command was sent or, if the connection stalled, when it was answered. The loop never catches
 up after a delay: two commands less than a period apart would move the arm faster than the filter allows. After a gap of
-0.05 s, or two periods if longer, the stream starts from rest, as the arm does. If a gap is longer than the arm's answers can explain, this process
-was suspended or the machine slept: the loop raises a fault before the next command.
+0.05 s, or two periods if longer, the stream starts from rest, as the arm does. If a gap is longer than the arm's answers
+can explain, this process was suspended or the machine slept: the loop raises a fault before the next command.
 """
 
 from collections import Counter
