@@ -29,14 +29,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s2robot.backbones.backbone import find_backbone
 from s2robot.backbones.device import channels_first, fitting, moved, tensor_of
-from s2robot.backbones.inference import prepare
+from s2robot.backbones.inference import default_dtype, prepare
 from s2robot.backbones.libraries import Overrides, check_tile, structure
 from s2robot.backbones.weights import weights_sha256
 from s2robot.core.errors import UserError, one_of
 from s2robot.s2.engine import Model, encode, pyramid
 from s2robot.s2.tiling import Layout, plan_levels, square
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class S2Encoder(nn.Module):
@@ -50,7 +48,8 @@ class S2Encoder(nn.Module):
         name: for messages.
         describe: a JSON-able mapping that identifies the architecture in the fingerprint. Without it the fingerprint
             covers the model's layers, settings and source; a plain function has none, so it needs `describe`.
-        dtype: "float32", or "bfloat16": faster on CPUs with avx512_bf16 or AMX, features differ by 1e-2.
+        dtype: "float32", or "bfloat16": twice as fast, features differ by 1e-2. A machine that would emulate bfloat16
+            computes in float32 instead; both have one fingerprint, since other CPU models also differ in bfloat16.
         frames_per_call: frames in one call of the model; default 4 on a CPU (to fit its cache), else 64, or as many as
             fit into the GPU's memory.
         resolution: how larger sizes are made: "native", or "upsampled" from the first one, which adds no information.
@@ -79,7 +78,7 @@ class S2Encoder(nn.Module):
     ) -> None:
         super().__init__()
         one_of("encoder.pool", pool, ("tokens", "mean"))
-        one_of("encoder.dtype", dtype, DTYPES)
+        one_of("encoder.dtype", dtype, ("float32", "bfloat16"))
         one_of("encoder.resolution", resolution, ("native", "upsampled"))
         backbone = find_backbone(model, **overrides)
         self.sizes = tuple(int(size) for size in sizes)
@@ -102,6 +101,8 @@ class S2Encoder(nn.Module):
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # with one size both are the same
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
+        native = default_dtype("cuda" if torch.cuda.is_available() else "cpu")
+        self.computes_in = torch.float32 if dtype == "float32" else native
         spec = getattr(backbone.model, "spec", None)
         self.describe = {"block": backbone.block, **(describe or {})}
         self.describe |= {"spec": asdict(spec)} if spec else {}
@@ -115,7 +116,7 @@ class S2Encoder(nn.Module):
         scale, shift = 1 / (255 * deviation), -torch.tensor(backbone.mean, dtype=torch.float64) / deviation
         self.register_buffer("scale", scale.float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
-        self.model = prepare(backbone, DTYPES[dtype])
+        self.model = prepare(backbone, self.computes_in)
         self.eval()
 
     def train(self, mode: bool = True) -> S2Encoder:
@@ -124,7 +125,7 @@ class S2Encoder(nn.Module):
 
     def _model(self, x: Tensor) -> Tensor:
         """Normalised tiles (n, 3, tile, tile) -> float32 tokens (n, P + N, D)."""
-        return self.model(x.to(DTYPES[self.dtype])).float()
+        return self.model(x.to(self.computes_in)).float()
 
     @property
     def image_size(self) -> int:
@@ -217,7 +218,7 @@ class S2Encoder(nn.Module):
         for part in images.split(1) if self.scale.device.type == "cpu" else [images]:
             frames = channels_first(moved(part, self.scale.device))
             levels = pyramid(frames, sizes, sizes[0 if self.upsampled else -1], self.upsampled)
-            made.append([x.mul_(self.scale).add_(self.shift).to(DTYPES[self.dtype]) for x in levels])
+            made.append([x.mul_(self.scale).add_(self.shift).to(self.computes_in) for x in levels])
         return [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*made, strict=True)]
 
     @torch.inference_mode()

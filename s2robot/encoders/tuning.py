@@ -30,7 +30,7 @@ from s2robot.backbones.backbone import Backbone
 from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
-from s2robot.encoders.encoder import DTYPES, S2Encoder, stack_padded
+from s2robot.encoders.encoder import S2Encoder, stack_padded
 from s2robot.encoders.trained import TrainedEncoder, center_crop, random_crop
 from s2robot.s2.engine import Model, assemble
 from s2robot.s2.tiling import Layout, Size
@@ -177,7 +177,7 @@ class Tail(nn.Module):
         settings, backbone = _read(cfg, blocks)
         encoder = S2Encoder(backbone, **arguments(settings, backbone))
         self.layouts = [encoder.layout_of(*size) for size in frames]
-        self.front, self.dtype = encoder.num_prefix_tokens, DTYPES[encoder.dtype]
+        self.front, self.dtype = encoder.num_prefix_tokens, encoder.computes_in
         self.output = "pooled" if encoder.pool == "mean" else "tokens"
         self.last = Last(backbone.model, blocks)  # type: ignore[arg-type]
         self.last.requires_grad_(not lora)

@@ -31,7 +31,6 @@ from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, save_encoder
 from s2robot.core.progress import bar
 from s2robot.core.settings import from_yaml
-from s2robot.encoders.encoder import DTYPES
 from s2robot.pretraining.frames import FrameBank
 from s2robot.pretraining.mae import MAE
 from s2robot.training.loop import Learner, cosine_with_warm_up, parameter_groups
@@ -192,7 +191,7 @@ class _Run(Run):
             **settings.model_dump(include=set(_RECIPE), mode="json"),
             "versions": {"torch": torch.__version__, "lightning_fabric": lightning_fabric.__version__},
         }
-        save_encoder(self.mae.vit, self.out / "encoder.safetensors", recipe, DTYPES[settings.store])
+        save_encoder(self.mae.vit, self.out / "encoder.safetensors", recipe, getattr(torch, settings.store))
         self.save_state(seconds=seconds, loss=self.loss)
 
     def close(self) -> None:

@@ -101,6 +101,11 @@ def save_untrained(tiny_encoder, untrained):
     return save
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(scope="session")
 def slow_policy(save_untrained, tmp_path_factory):
     """A checkpoint with small actions, about 3 mrad per joint."""

@@ -15,11 +15,6 @@ RECORDED = ("evaluate", "evaluate=recorded", "evaluate.plots=0")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("lineage")
-
-
-@pytest.fixture(scope="module")
 def demos(home):
     """Six imported episodes of images."""
     own = {"robot": "koch", "joint_names": [], "action_frame": "parts", "source": {"name": "koch"}}

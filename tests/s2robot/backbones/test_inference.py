@@ -187,7 +187,6 @@ from s2robot.backbones.inference import prepare
 model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
 print(tuple(prepare(model, torch.bfloat16)(torch.ones(2, 8, dtype=torch.bfloat16)).shape))
 """
-    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    words = [sys.executable, "-c", script]
+    words, env = [sys.executable, "-c", script], os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=300)
     assert done.stdout.strip() == "(2, 3)", done.stderr[-500:]

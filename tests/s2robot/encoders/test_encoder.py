@@ -140,6 +140,15 @@ def test_fingerprint_changes_with_every_relevant_setting():
     assert len({e.fingerprint for e in [base, *others]}) == 7
 
 
+def test_bfloat16_is_float32_where_it_would_be_emulated(monkeypatch, images):
+    exact, made = S2Encoder(make_vit(), (16, 32)).encode(images), []
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        made.append(S2Encoder(make_vit(), (16, 32), dtype="bfloat16"))
+        assert torch.equal(made[-1].encode(images), exact) is not native
+    assert made[0].fingerprint == made[1].fingerprint
+
+
 class Patches(torch.nn.Module):
     def forward(self, x):
         return F.avg_pool2d(x, 4).flatten(2).mT

@@ -14,11 +14,6 @@ from tests.s2robot.pictures import TRAINING, trained
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("validate")
-
-
-@pytest.fixture(scope="module")
 def checkpoint(home, tiny_encoder):
     """Trained on one of the two episodes."""
     words = [f"encoder.checkpoint={tiny_encoder}", "train.validation=0.5", "policy.members=1"]

@@ -27,18 +27,16 @@ def running() -> Watchdog:
     [
         ({"camera_age": {"hand": 0.02, "left": 0.15}}, State.RUNNING, None),
         ({"camera_age": {"hand": 0.02, "left": 0.16}}, State.HOLD, "camera left is stale"),
-        ({"camera_age": {"hand": 0.51, "left": 0.02}}, State.FAULT, "camera hand is gone"),
-        ({"camera_age": {"hand": np.nan, "left": 0.02}}, State.FAULT, "camera hand is gone"),
+        *(({"camera_age": {"hand": age, "left": 0.02}}, State.FAULT, "camera hand is gone") for age in (0.51, np.nan)),
         ({"frozen_cameras": ("left",)}, State.FAULT, "camera left is frozen"),
         ({"state_age": 0.05}, State.RUNNING, None), ({"state_age": 0.06}, State.HOLD, "joint state is stale"),
-        ({"state_age": 0.3}, State.FAULT, "joint state is gone"),
-        ({"state_age": np.nan}, State.FAULT, "joint state is gone"), ({"policy_late": 0.2}, State.RUNNING, None),
-        ({"policy_late": 0.3}, State.HOLD, "policy is late"), ({"policy_late": 1.1}, State.FAULT, "policy is gone"),
+        *(({"state_age": age}, State.FAULT, "joint state is gone") for age in (0.3, np.nan)),
+        ({"policy_late": 0.2}, State.RUNNING, None), ({"policy_late": 0.3}, State.HOLD, "policy is late"),
+        ({"policy_late": 1.1}, State.FAULT, "policy is gone"),
         ({"policy_error": "boom"}, State.FAULT, "policy: boom"), ({"code": 2}, State.FAULT, "command code 2"),
         ({"code": 1}, State.FAULT, "command code 1"), ({"code": -1000}, State.FAULT, "command code -1000"),
         ({"error": 31}, State.FAULT, "arm error 31"), ({"mode": 0}, State.FAULT, "mode 0, expected 1"),
-        ({"connected": False}, State.FAULT, "connection lost"),
-        ({"report_age": 1.6}, State.FAULT, "arm reports nothing"),
+        ({"connected": False}, State.FAULT, "connection lost"), ({"report_age": 1.6}, State.FAULT, "arm reports nothing"),
     ],
 )  # fmt: skip
 def test_each_limit(change, state, reason):
@@ -79,8 +77,8 @@ def test_hold_ends_by_itself_and_fault_does_not():
 def test_holding_too_long_is_a_fault():
     watchdog = running()
     assert watchdog.update(1.0, replace(GOOD, state_age=0.1)) == State.HOLD
-    assert watchdog.update(5.9, replace(GOOD, policy_late=0.5)) == State.HOLD
-    assert watchdog.update(6.1, replace(GOOD, policy_late=0.5)) == State.FAULT
+    states = [watchdog.update(t, replace(GOOD, policy_late=0.5)) for t in (5.9, 6.1)]
+    assert states == [State.HOLD, State.FAULT]
     assert watchdog.reasons == ("held for more than 5 s", "policy is late")
 
 
