@@ -137,6 +137,10 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
             values[key] = round(float(number[1]) * space["rate_hz"])
     policy = read(PolicySettings, values, "policy") if values else None
     settings = read(TrainSettings, cfg.get("train", {}), "train")
+    if {settings.accelerator, settings.strategy} != {"auto"}:  # reject an unavailable device before encoding
+        from s2robot.training.run import fabric_of  # imports lightning
+
+        fabric_of(settings, "train")
     if settings.validation is None:
         settings = settings.replace(validation=demos.default_validation())
     if settings.epochs is not None and (steps := typed.get("train.steps")):

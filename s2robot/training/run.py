@@ -29,18 +29,26 @@ from s2robot.core.timing import span
 from s2robot.training.loop import Learner
 from s2robot.training.settings import Fitting
 
+# raised by a strategy's dependencies
+_UNAVAILABLE = (ValueError, RuntimeError, ImportError, TypeError)
 
-def launch(settings: Fitting, where: str) -> Fabric:
-    """Return Fabric with its processes started; UserError for an unavailable device, strategy or precision."""
-    kinds = (ValueError, RuntimeError, ImportError, TypeError)  # raised by a strategy's dependencies
-    with reported(where, kinds=kinds):
-        fabric = Fabric(
+
+def fabric_of(settings: Fitting, where: str) -> Fabric:
+    """Return Fabric without starting its processes; UserError for an unavailable device, strategy or precision."""
+    with reported(where, kinds=_UNAVAILABLE):
+        return Fabric(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.num_nodes,
             strategy=settings.strategy,
             precision=precision_of(settings),  # type: ignore[arg-type]  # Fabric expects a Literal
         )
+
+
+def launch(settings: Fitting, where: str) -> Fabric:
+    """Return Fabric with its processes started (UserError: see `fabric_of`)."""
+    fabric = fabric_of(settings, where)
+    with reported(where, kinds=_UNAVAILABLE):
         fabric.launch()
         if settings.threads:
             torch.set_num_threads(settings.threads)

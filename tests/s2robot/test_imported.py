@@ -141,12 +141,12 @@ def koch(path, episodes: int = 12, source: object = SOURCE["source"]):
     return f"demos.path={write_noise(path, {'top': (32, 32)}, [9] * episodes, **about)}"
 
 
-@pytest.mark.parametrize("verb", ["train", "encode"])
-def test_missing_encoder_choice_is_rejected_before_encoding(here, cache, tmp_path, verb):
-    settings = TRAINING if verb == "train" else ["features.workers=1"]
-    line = refused(here(verb, koch(tmp_path / "koch.zarr"), *settings), verb)
-    names = ("efficientnet_lite0", "dinov2_s", "vits-mae-in", "mvp-tiny")
-    assert all(f"encoder={name}" in line for name in names)
+def test_missing_encoder_choice_or_device_is_rejected_before_encoding(here, cache, small, tmp_path):
+    demos = koch(tmp_path / "koch.zarr")
+    for verb, settings in (("train", TRAINING), ("encode", ["features.workers=1"])):
+        line = refused(here(verb, demos, *settings), verb)
+        assert all(f"encoder={name}" in line for name in ("efficientnet_lite0", "dinov2_s", "mvp-tiny"))
+    assert "gpus" in refused(here("train", demos, small[0], *TRAINING, "train.accelerator=gpus"), "train")
     assert not cache.exists() and not list((tmp_path / "runs").glob("*/*"))
 
 
