@@ -116,7 +116,7 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
         batch.plan = delayed
     planner: Any = actor
     if bridge.plan_s is not None:
-        planner = _ahead(actor, bridge.plan_s, bridge.speed * float(contract["rate_hz"]))
+        planner = _ahead(actor, contract, bridge)
 
     def act(observation: Mapping) -> np.ndarray:
         action = planner.act(observation)
@@ -133,19 +133,21 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
     return Policy(act, actor, contract, size, encoder.fingerprint, reset, planner)
 
 
-def _ahead(actor: Any, plan_s: float, rate_hz: float) -> PlanAhead:
-    """Return an actor that plans ahead by `plan_s`. Raises UserError if the policy cannot do so, or its chunk is too short."""
-    policy, delay = actor.batch.policy, math.ceil(round(plan_s * rate_hz, 6))
-    spec = policy.spec
-    limit = min(spec.chunk - spec.execute, spec.chunk // 2)  # actions left in the previous chunk
+def _ahead(actor: Any, contract: Mapping[str, Any], bridge: Bridge) -> PlanAhead:
+    """Return an actor that plans ahead by `bridge.plan_s`. Raises UserError if the policy cannot do so, or its chunk is too short."""
+    policy, plan_s, rate_hz = actor.batch.policy, bridge.plan_s or 0.0, bridge.speed * float(contract["rate_hz"])
+    spec, delay = policy.spec, math.ceil(round(plan_s * rate_hz, 6))
+    trained = (contract.get("training") or {}).get("longest_target", spec.chunk)  # steps of a chunk
+    limit = min(trained - spec.execute, trained // 2)  # actions left in the previous chunk
     for fits, expected in (
         (policy.network.head.continues, f"null with policy.head {spec.head.kind}"),
         (spec.context == 1 and spec.ensemble is None, "null for a policy that sees every step"),
-        (delay <= limit, f"<= {limit / rate_hz:.3g} with policy.chunk={spec.chunk} and policy.execute={spec.execute}"),
+        (delay <= limit, f"<= {limit / rate_hz:.3g} with {trained} trained steps and policy.execute={spec.execute}"),
     ):  # fmt: skip
         if not fits:
             raise UserError(f"bridge.plan_s: expected {expected}, got {plan_s:g}")
-    return PlanAhead(actor.plan_chunk, max(spec.execute, delay), delay, 2 / rate_hz)
+    plan = lambda *args: actor.plan_chunk(*args)[:trained]  # noqa: E731
+    return PlanAhead(plan, max(spec.execute, delay), delay, 2 / rate_hz)
 
 
 def _remote(source: HostSettings, bridge: Bridge, stack: ExitStack) -> Policy:

@@ -96,7 +96,8 @@ def train(
     if len(held_out):
         unseen = make_windows(store, held_out, spec.context, spec.chunk, settings.labels)
         validation = batches.with_windows(unseen)
-    contract = {**contract, "training": {"demos": len(training), "held_out": len(held_out)}}
+    sizes = {"demos": len(training), "held_out": len(held_out), "longest_target": _longest_target(windows)}
+    contract = {**contract, "training": sizes}
     model = TunedPolicy(policy, tail) if tail else policy
     _Run(settings, policy, model, batches, validation, contract, out, fabric, progress, rollout).run()
     return out / "checkpoint"
@@ -112,7 +113,7 @@ def begin(
     if policy.tasks is not None and vectors is not None:
         policy.tasks.fit(vectors)
     windows = make_windows(store, training, spec.context, spec.chunk, settings.labels)
-    known = int((~windows.action_pad).any(0).sum())  # steps of a chunk for which a window has a target
+    known = _longest_target(windows)
     key, used = ("execute", spec.execute) if spec.ensemble is None else ("chunk", spec.chunk)
     if used > known:
         by_expert = settings.labels == "expert" and "expert" in store.keys
@@ -124,6 +125,11 @@ def begin(
     if settings.from_:
         _begin_from(policy, settings.from_, contract, tail)
     return policy, windows
+
+
+def _longest_target(windows: Windows) -> int:
+    """Return the number of steps of a chunk for which a window has a target."""
+    return int((~windows.action_pad).any(0).sum())
 
 
 def _fit(

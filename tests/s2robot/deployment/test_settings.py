@@ -166,7 +166,8 @@ FLOW = {"head": {"kind": "flow", "width": 8, "layers": 1}, "chunk": 8, "execute"
 
 
 def test_checkpoint_policy_plans_ahead(save_untrained, tmp_path, observe):
-    policy = made(save_untrained(tmp_path / "c", **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
+    contract = {"training": {"longest_target": 7}}
+    policy = made(save_untrained(tmp_path / "c", contract, **FLOW), "bridge.plan_s=0.2", "bridge.speed=1")
     ahead, plans = policy.planner, []
     plan, ahead._stale_s = ahead._plan, np.inf  # tolerate a busy machine
 
@@ -177,6 +178,7 @@ def test_checkpoint_policy_plans_ahead(save_untrained, tmp_path, observe):
     ahead._plan = record_plan
     actions = [ahead._idle(60) and policy.act(observe()) for _ in range(9)]
     (_, _, first), (left, fixed, second) = plans[:2]
+    assert len(first) == len(second) == 7  # the eighth step was not trained
     np.testing.assert_array_equal(actions, [*first[:6], *second[2:5]])
     np.testing.assert_allclose(second[:fixed], left[:2], atol=1e-6)
     policy.reset()
@@ -214,7 +216,8 @@ def test_a_rehearsal_delays_plans_and_cameras(slow_policy, observe, monkeypatch)
 @pytest.mark.parametrize(
     ("changes", "plan_s", "expected"),
     [({}, 0.2, "null with policy.head regression"), (FLOW | {"ensemble": 0.1}, 0.2, "null for a policy that sees"),
-     (FLOW, 0.6, "<= 0.571 with policy.chunk=8 and policy.execute=4")],
+     (FLOW, 0.6, "<= 0.571 with 8 trained steps and policy.execute=4"),
+     (FLOW | {"contract": {"training": {"longest_target": 6}}}, 0.3, "<= 0.286 with 6 trained steps")],
 )  # fmt: skip
 def test_policy_that_cannot_plan_ahead_is_rejected(save_untrained, tmp_path, changes, plan_s, expected):
     with pytest.raises(UserError, match=f"^bridge.plan_s: expected {expected}"):

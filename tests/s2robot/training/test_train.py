@@ -187,7 +187,7 @@ def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_p
     for norm, spread in zip(policy.network.pooling.norms, data[1].mean(2, float).std(0), strict=True):
         np.testing.assert_allclose(norm.inverse_std, 1 / spread, rtol=1e-4)  # of means over tokens
     training = contract["training"]
-    assert training["demos"] == 8 and "val_loss" not in training
+    assert (training["demos"], training["longest_target"]) == (8, 4) and "val_loss" not in training
     assert not (tmp_path / "checkpoint_best").exists()
     trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
     expected = {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
