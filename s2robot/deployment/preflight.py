@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
 
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
+from s2robot.core.files import replacing
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import frames_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -33,12 +34,13 @@ from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import fitted
 from s2robot.envs.real.control.safety import SafetyFilter
 from s2robot.envs.real.control.sensors import observation_of
-from s2robot.reporting.style import save_figure
+from s2robot.evaluation.video import side_by_side
 
 FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's border by 2.5 % of its height
 ASPECT_TOLERANCE = 0.01  # relative tolerance of the aspect ratio, since cameras crop to whole pixels
 DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing is visible
 PLANS = 20  # number measured for the latency
+HEIGHT = 360  # pixels, of the images in the image file
 SIDE = 24  # pixels, of the images to correlate: blurred enough to ignore cube and start pose
 MARGIN = 0.1  # by which the correlation of a changed image must be better
 LOW = 0.5  # images with a lower correlation do not resemble each other
@@ -281,21 +283,19 @@ def compare_views(
 
 
 def draw_views(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray], path: Path) -> None:
-    """Plot a row per camera: its frame, a demo's frame, and an overlay of both."""
-    figure = Figure(figsize=(9, 3.1 * len(frames)), layout="constrained", dpi=90)
-    rows = figure.subplots(len(frames), 3, squeeze=False)
-    for axes in rows.ravel():
-        axes.set_axis_off()
-    for row, (name, frame) in zip(rows, frames.items(), strict=True):
+    """Draw a row per camera: its frame, a demo's frame, and an overlay of both."""
+    rows = []
+    for name, frame in frames.items():
         images = {f"{name}, now": frame}
         if name in demos:
             demo = fitted(demos[name][0], (frame.shape[0], frame.shape[1]))
             both = ((frame.astype(np.uint16) + demo) // 2).astype(np.uint8)
             images |= {f"{name}, in a demo": demo, "both: edges should meet": both}
-        for axes, (title, image) in zip(row, images.items(), strict=False):
-            axes.set_title(title, fontsize=10)
-            axes.imshow(image)
-    save_figure(figure, path)
+        rows.append(side_by_side(images, HEIGHT))
+    width = max(row.shape[1] for row in rows)
+    sheet = np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
+    with replacing(path) as part:
+        Image.fromarray(sheet).save(part, "png")
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
