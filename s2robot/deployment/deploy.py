@@ -18,12 +18,13 @@ from s2robot.core.settings import Positions, from_yaml, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys
 from s2robot.deployment.panel import WAITING, Board
-from s2robot.deployment.session import UNACKNOWLEDGED, Outcome, Rig
+from s2robot.deployment.session import Outcome, Rig
 from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
+from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import CONFIRM, WORD, ask
 
@@ -124,11 +125,11 @@ class LiveSession:
                 fault = self.episode(i)
                 if fault or stop.requested():
                     break
-        if not (fault or self.session.runtime.confirmed):
-            fault = UNACKNOWLEDGED
+        stopped = self.session.runtime.stop_text
+        fault = fault or UNCONFIRMED * (not self.session.runtime.confirmed)
         if fault:
-            advice = f"{self.session.runtime.stop_text} Inspect the arm before doing anything else."
-            print(f"FAULT: {fault}\n{advice}", flush=True)
+            stopped = "" if fault == stopped else f"{stopped} "
+            print(f"FAULT: {fault}\n{stopped}Inspect the arm before doing anything else.", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
             raise KeyboardInterrupt

@@ -24,7 +24,7 @@ from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import ConnectedArm
 from s2robot.deployment.operator import Keys, check_operator, keys
-from s2robot.deployment.session import UNACKNOWLEDGED, ArmSession, Rig
+from s2robot.deployment.session import ArmSession, Rig
 from s2robot.deployment.settings import HostSettings, read_bench
 from s2robot.deployment.store import CAUSES, open_corrections, open_store
 from s2robot.envs.cube_config import ACTION_FRAME
@@ -35,6 +35,7 @@ from s2robot.envs.real.arms.driver import OK
 from s2robot.envs.real.arms.geometry import ToolIK
 from s2robot.envs.real.control.safety import Verdict
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
+from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.operator import teleop
 from s2robot.envs.real.operator.prompts import Operator
 from s2robot.policies import check_contract
@@ -218,7 +219,7 @@ class ArmRecording:
         aborted = teleop.teach(session.runtime, self.controls, steps, recorder)
         if self.corrects:
             self.shared.led(len(recorder) - before)
-        return aborted or ("" if session.runtime.confirmed else UNACKNOWLEDGED)
+        return aborted or ("" if session.runtime.confirmed else UNCONFIRMED)
 
 
 class CorrectionRecorder(EpisodeRecorder):

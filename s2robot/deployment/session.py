@@ -31,12 +31,10 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.control.loop import LoopConfig, Result
 from s2robot.envs.real.control.subscriber import Subscriber
-from s2robot.envs.real.control.supervisor import EndsLoop
+from s2robot.envs.real.control.supervisor import UNCONFIRMED, EndsLoop
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
 from s2robot.envs.robots import ROBOTS
-
-UNACKNOWLEDGED = "stop: expected the arm's acknowledgement, got none"  # a fault
 
 
 @dataclass
@@ -131,7 +129,7 @@ class ArmSession(Subscriber):
         finally:
             confirmed = self.runtime.driver.stop("end of the episode")
         if not confirmed:  # latched: an operator must clear it
-            self.runtime.loop.watchdog.fault(self.runtime.clock.now(), UNACKNOWLEDGED)
+            self.runtime.loop.watchdog.fault(self.runtime.clock.now(), UNCONFIRMED)
         fault = "; ".join(self.runtime.fault)
         return Outcome("fault" if fault else result.cause, fault, result)
 

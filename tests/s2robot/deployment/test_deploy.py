@@ -180,7 +180,7 @@ def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, 
     monkeypatch.setattr(Supervisor, "stop", lambda self: False)
     for _ in range(2):
         assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
-        assert "FAULT: stop: expected the arm's acknowledgement" in capsys.readouterr().out
+        assert "FAULT: The arm has NOT confirmed a stop" in capsys.readouterr().out
         ends.pop()
 
 
