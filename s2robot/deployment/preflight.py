@@ -29,7 +29,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.arms.description import ArmDescription
-from s2robot.envs.real.arms.driver import ArmLimits, ArmState
+from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.cameras.camera import fitted
 from s2robot.envs.real.control.safety import SafetyFilter
@@ -40,7 +40,6 @@ FOVY_TOLERANCE = 0.05  # relative; 5 % of 45 degrees move a point at the frame's
 ASPECT_TOLERANCE = 0.01  # relative tolerance of the aspect ratio, since cameras crop to whole pixels
 DARK, BRIGHT = 8, 247  # mean grey value of a frame below or above which nothing is visible
 PLANS = 20  # number measured for the latency
-HEIGHT = 360  # pixels, of the images in the image file
 SIDE = 24  # pixels, of the images to correlate: blurred enough to ignore cube and start pose
 MARGIN = 0.1  # by which the correlation of a changed image must be better
 LOW = 0.5  # images with a lower correlation do not resemble each other
@@ -67,7 +66,8 @@ def check_all(
     # a path requires at least two commands between two decisions
     rate = min(policy.rate_hz, limits.rate_hz / 2)
     findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
-    findings += arm.failed + check_pace(arm.bridge, limits, rate) + _check_arm(limits, arm.points, state)
+    findings += arm.failed + check_pace(arm.bridge, limits, rate)
+    findings += _check_arm(limits, arm.points, state, arm.bench.start)
     if arm.driver.stop_means:
         findings.append(Finding(WARNING, "stop", arm.driver.stop_means))
     observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
@@ -150,11 +150,13 @@ def check_pace(bridge: Bridge, limits: ArmLimits, rate_hz: float) -> list[Findin
     return findings
 
 
-def _check_arm(limits: ArmLimits, points: ArmPoints, state: ArmState) -> list[Finding]:
+def _check_arm(limits: ArmLimits, points: ArmPoints, state: ArmState, start: Array) -> list[Finding]:
     text = f"reports error {state.error}; inspect the arm, then clear it with the manufacturer's software"
-    results = [(STOP, text)] if state.error else []
+    results, safety = [(STOP, text)] if state.error else [], SafetyFilter(limits, points)
+    if problem := safety.problem_between(start, start, safety.dt):
+        results.append((STOP, f"robot.home, where an episode starts, is outside the limits ({problem})"))
     try:
-        SafetyFilter(limits, points).reset(state.q)
+        safety.reset(state.q)
         where = "joint limits and workspace, and above the table" if points.names else "joint limits"
         results.append((OK, f"within {where}"))
     except EnvError as error:
@@ -291,7 +293,7 @@ def draw_views(frames: Mapping[str, np.ndarray], demos: Mapping[str, np.ndarray]
             demo = fitted(demos[name][0], (frame.shape[0], frame.shape[1]))
             both = ((frame.astype(np.uint16) + demo) // 2).astype(np.uint8)
             images |= {f"{name}, in a demo": demo, "both: edges should meet": both}
-        rows.append(side_by_side(images, HEIGHT))
+        rows.append(side_by_side(images, 360))
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0))) for row in rows])
     with replacing(path) as part:

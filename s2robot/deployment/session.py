@@ -34,7 +34,6 @@ from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, EndsLoop
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
-from s2robot.envs.robots import ROBOTS
 
 
 @dataclass
@@ -106,7 +105,7 @@ class ArmSession(Subscriber):
         Raises EnvError if the operator said no, or the arm could not be armed, did not arrive or was stopped.
         """
         placing = Placing.draw(world, seed)
-        if self.arm.bench.name not in ROBOTS:  # its start is the arm's own
+        if self.arm.bench.home is not None:
             placing = replace(placing, start_joints=self.arm.bench.start)
         self.runtime.ready(self.operator, placing)
         return placing

@@ -117,11 +117,7 @@ class CameraReader:
 
 
 def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Crop the largest central part of an image (H, W, 3) with the aspect ratio of `size`, and resize it to `size`.
-
-    >>> fitted(np.zeros((480, 640, 3), np.uint8), (256, 256)).shape
-    (256, 256, 3)
-    """
+    """Crop the largest central part of an image (H, W, 3) with the aspect ratio of `size`, and resize it to `size`."""
     h, w = part_seen((image.shape[0], image.shape[1]), size)
     top, left = (image.shape[0] - h) // 2, (image.shape[1] - w) // 2
     image = image[top : top + h, left : left + w]

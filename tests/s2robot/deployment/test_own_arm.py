@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from s2robot.core.files import configs_dir
 from s2robot.core.parts import plain
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
+from s2robot.deployment.session import ArmSession
+from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.arms.description import ArmDescription
-from tests.envs.real.home import OWN, described
+from tests.envs.real.home import HOME, OWN, described
 from tests.envs.real.test_own_driver import box  # noqa: F401
 from tests.inline import do_inline
 
@@ -106,6 +110,14 @@ def test_mismatch_with_the_arm_is_one_error_line(config, overrides, text):
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         deploy.deploy(config(described("ur5e"), *overrides))
     assert caught.value.user_error and "\n" not in str(caught.value)
+
+
+def test_configured_home_replaces_the_simulated_start():
+    arm = described("xarm7", home=tuple(HOME + 0.1))
+    session = SimpleNamespace(arm=SimpleNamespace(bench=arm), runtime=Mock(), operator=None)
+    assert (ArmSession.ready(session, CubePickConfig(), 3).start_joints == arm.start).all()
+    with pytest.raises(ValueError, match="^robot.points: expected none with robot.model=xarm7"):
+        described("xarm7", points=described("ur5e").points)
 
 
 def test_documented_commands_run_as_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from s2robot.deployment import preflight
 from s2robot.deployment.arm import OK, STOP, WARNING, Camera
 from s2robot.deployment.preflight import check_contract, check_latency, check_observation, compare_views
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
+from s2robot.envs.real.arms.geometry import XArm7Points
 from tests.envs.real.home import described
 
 VIEWS = ("hand", "left", "right")
@@ -101,6 +102,12 @@ def seen(proprio=HOME, **images):
 def test_implausible_observations_stop(change, about):
     assert bad(seen(**change)) == [(STOP, about)]
     assert not bad(seen()) and [f.check for f in seen()] == ["frame hand", "frame left", "proprio"]
+
+
+def test_start_outside_the_limits_stops():
+    start, limits = described("xarm7").start, XARM7_LIMITS.replace(box=[[0.15, 0.75], [-0.4, 0.4], [0.3, 0.5]])
+    found = preflight._check_arm(limits, XArm7Points(), types.SimpleNamespace(q=0 * start, error=0), start)
+    assert found[0].level == STOP and "robot.home, where an episode starts, is outside the limits (box: " in found[0].text
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
 from s2robot.envs.real.control.loop import STOOD_S, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
-from s2robot.serving.remote import PolicyLost
 from tests.s2robot.pictures import scene
 
 
@@ -231,25 +230,3 @@ def test_policy_with_other_actions_is_rejected_before_connecting(save_untrained,
     words = r"^policy: actions: expected the arm's joints \(7 delta\), gripper \(1 binary\), got joints \(7 absolute\)"
     with pytest.raises(UserError, match=words):
         made(checkpoint)
-
-
-def test_lost_policy_is_raised_only_after_the_loop_has_held(monkeypatch):
-    class Remote:
-        contract, image_size = {"rate_hz": 2}, 64
-
-        def __init__(self, *_):
-            self.plan = self.reset = self.close = lambda: None
-
-        def act(self, observation):
-            raise PolicyLost("gone")
-
-    monkeypatch.setattr("s2robot.serving.remote.RemotePolicy", Remote)
-    source, bench = acting("x", "checkpoint=null", "policy.url=ws://nowhere:1")
-    waits = []
-    with ExitStack() as stack:
-        policy = make_policy(source, bench, stack)
-        monkeypatch.setattr(time, "sleep", waits.append)
-        with pytest.raises(PolicyLost):
-            policy.act({})
-    period = 1 / (2 * bench.bridge.speed)
-    assert sum(waits) > period + bench.bridge.watchdog.policy_hold
