@@ -135,8 +135,9 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
 
 def _ahead(actor: Any, contract: Mapping[str, Any], bridge: Bridge) -> PlanAhead:
     """Return an actor that plans ahead by `bridge.plan_s`. Raises UserError if the policy cannot do so, or its chunk is too short."""
-    policy, plan_s, rate_hz = actor.batch.policy, bridge.plan_s or 0.0, bridge.speed * float(contract["rate_hz"])
-    spec, delay = policy.spec, math.ceil(round(plan_s * rate_hz, 6))
+    rate_hz, plan_s = bridge.speed * float(contract["rate_hz"]), bridge.plan_s or 0.0
+    policy, delay = actor.batch.policy, math.ceil(round(plan_s * rate_hz, 6))
+    spec = policy.spec
     trained = (contract.get("training") or {}).get("longest_target", spec.chunk)  # steps of a chunk
     limit = min(trained - spec.execute, trained // 2)  # actions left in the previous chunk
     for fits, expected in (

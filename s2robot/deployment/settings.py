@@ -94,7 +94,7 @@ class Bench(ArmDescription, at="robot"):
         if port:
             yield "ip", self.ip in (None, EMULATED_IP), f"{EMULATED_IP} with bridge.emulator.port"
         elif not simulated and self.type is None:
-            yield "ip", self.ip is not None, "the arm's address, such as 192.168.1.200 (a LeRobot robot: robot.type)"
+            yield "ip", self.ip is not None, "the arm's address (of LeRobot's robots: robot.type)"
 
 
 class HostSettings(Settings, at="policy", file="host/default"):

@@ -60,7 +60,7 @@ class ArmDescription(Settings, at="robot"):
             yield "units", self.units is not None, "degrees, normalised or radians, as its datasets have"
             yield "stop", self.stop is not None, "hold (the torque stays on) or torque_off (the arm falls)"
             yield "gripper", self.gripper != "binary", "continuous or null for a LeRobot robot"
-        yield "points", self.model != BUILT_IN or not self.points, f"none with robot.model={BUILT_IN}, which has its own"
+        yield "points", self.model != BUILT_IN or not self.points, f"none with robot.model={BUILT_IN}"
         yield "points", own or watched, "at least one point with in_box, such as the tool's"
 
     @property
