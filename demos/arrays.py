@@ -1,8 +1,10 @@
 """Read and write the arrays of a dataset on disk; errors name the broken file."""
 
+import fcntl
 import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +29,7 @@ CHUNK_BYTES = 1 << 20  # uncompressed size of a data file: few files, and append
 FRAMES = 8  # images per chunk: few for fast random reads, enough to compress what they share
 ZSTD = {"id": "zstd"}
 LEVEL, QUICK_LEVEL = 5, 2  # zstd levels; the second is for imported datasets, which are large
+NOT_YET_LOCKED = 60  # s, age below which the folder of a writer may not be locked yet
 VERIFY_BYTES = 64 << 20  # arrays up to this size are verified on opening, larger ones on reading
 
 
@@ -213,18 +216,37 @@ def check_new(out: Path) -> None:
 
 @contextmanager
 def new_path(out: Path) -> Iterator[Path]:
-    """Yield a temporary path, renamed to `out` on success and removed on failure (DatasetError)."""
+    """Yield a temporary path, renamed to `out` on success and removed on failure (DatasetError).
+
+    The path is in a locked folder. If a writer is killed, its folder is removed by the next writer beside it.
+    """
     check_new(out)
-    part = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}")
+    folder, lock = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}"), None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.rename(part, out)
+        _remove_leftovers(out.parent)
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # not every network disk has locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder / out.name
+        os.rename(folder / out.name, out)
     except OSError as error:
         raise disk_error(out, error, "nothing was written") from None
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            with suppress(OSError):  # it was never created, or its parent is not a folder
-                part.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the folders of killed writers, whose locks the system has released."""
+    for folder in parent.glob(f".{'[0-9a-f]' * 32}.partial.*"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - folder.stat().st_mtime > NOT_YET_LOCKED:
+                    shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)

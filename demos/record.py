@@ -7,7 +7,6 @@ can be queried, ``expert`` holds its next actions without pushes, and ``imitate`
 """
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -178,8 +177,6 @@ def _append_all(
 def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -> EpisodeStore:
     """Open a new store to record into, or resume an interrupted recording with the same settings (DatasetError)."""
     if not os.path.lexists(path):
-        for partial in path.parent.glob(f".*.partial.{path.name}"):  # left by a kill during creation
-            shutil.rmtree(partial, ignore_errors=True)
         return EpisodeStore.create(path, attributes)
     try:
         store = EpisodeStore.open(path)

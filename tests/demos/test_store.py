@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -270,6 +271,22 @@ def test_single_writer_overwrites_nothing(tmp_path):
     assert "nothing was overwritten" in error(EpisodeStore.create, tmp_path / "file", ATTRIBUTES)
     assert "nothing was written" in error(EpisodeStore.create, tmp_path / "file" / "b.zarr", ATTRIBUTES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "file"]
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    if not (child := os.fork()):
+        with stored_arrays.new_path(tmp_path / "a.zarr"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = tmp_path.iterdir()
+    with stored_arrays.new_path(tmp_path / "b") as part:
+        part.touch()
+        assert left.exists()  # too recent: its writer may be about to lock it
+        for folder in tmp_path.iterdir():
+            os.utime(folder, (0, 0))
+        with stored_arrays.new_path(tmp_path / "c") as other:
+            other.touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "c"]
 
 
 def test_wrong_attributes(tmp_path):
