@@ -83,6 +83,8 @@ class Robomimic(DemoFile):
     """An hdf5 file with observations; see :class:`Source`."""
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
+        # LIBERO stores images as OpenGL draws them
+        self._bottom_up = data.attrs.get("macros_image_convention") == "opengl"
         where = f"{self.path}: data: {NAME}"
         if NAME in data.attrs and self.restore(json_object(where, data.attrs[NAME]), where):
             if self.keys["action"] != [EXACT]:  # written by an older version
@@ -127,7 +129,8 @@ class Robomimic(DemoFile):
         if self.sidecar is None and key == "proprio":
             named = zip(self.keys[key], columns, strict=True)
             columns = [rot6d(a) if name.endswith("_quat") else a for name, a in named]
-        return super().joined(key, columns)
+        joined = super().joined(key, columns)
+        return joined[:, ::-1] if self._bottom_up and key.startswith("images_") else joined
 
 
 class RobosuiteStates(DemoFile):
@@ -256,6 +259,14 @@ def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
     return configs * arms if len(configs) == 1 else configs
 
 
+def _axes(kwargs: Mapping[str, Any]) -> str:
+    """Return " in world axes" if the deltas are not in the axes of each base, which differ between several robots."""
+    robots = kwargs.get("robots")
+    several = isinstance(robots, list) and len(robots) > 1
+    is_world = any(c.get("input_ref_frame", "world") == "world" for c in _controllers(kwargs, 1))
+    return " in world axes" if several and is_world else ""
+
+
 def _is_delta(config: Mapping[str, Any]) -> bool:
     """Return whether a controller's actions are deltas."""
     known = str(config.get("type")).startswith(("OSC", "IK", "JOINT_POSITION")) and "output_max" in config
@@ -267,9 +278,10 @@ def action_parts(
 ) -> tuple[list[dict], str]:
     """Return the parts of a demo's actions, and the action frame or "" for an unknown controller."""
     kind = choice.action_kind
-    if keys == ["actions"]:
+    # diffusion_policy's files of absolute poses keep the `env_args` of deltas: a hand that points down is turned by pi
+    if keys == ["actions"] and (np.abs(demo["actions"][:, 3:6]) <= 1).all(1).any():
         if parts := osc_parts(kwargs, demo["actions"].shape[1]):
-            return parts, "robosuite:OSC_POSE"
+            return parts, "robosuite:OSC_POSE" + _axes(kwargs)
         kind = "delta" if any(map(_is_delta, _controllers(kwargs, 1))) else kind
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 

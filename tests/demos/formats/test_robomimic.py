@@ -84,7 +84,7 @@ def args(**kwargs):
 def test_invalid_contents_are_one_error_line_naming_the_file(file):
     for change, words in (
         (replaced("data/demo_10/obs/robot0_eef_pos", np.zeros((2, 3))), "data/demo_10: obs/robot0_eef_pos: expected"),
-        (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (IndexError: tuple index out"),
+        (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (ValueError: 2 indexing"),
         (replaced("data/demo_2/obs", np.ones(4)), "cannot be read (AttributeError: 'Dataset' object"),
         (replaced("data/demo_10/actions", np.full((3, 7), np.nan)), "data/demo_10: action: expected finite numbers"),
         (replaced("data", None), "cannot be read (KeyError"),
@@ -98,14 +98,20 @@ def test_invalid_contents_are_one_error_line_naming_the_file(file):
 
 
 @pytest.mark.parametrize(
-    ("robots", "controllers", "prefixes"),
+    ("robots", "controllers", "prefixes", "axes"),
     [
-        (["Panda", "Sawyer"], [OSC, OSC], ["robot0_", "robot1_"]),
-        (["Panda", "Panda"], [{"body_parts": {"right": OSC}}] * 2, ["robot0_", "robot1_"]),
-        (["Baxter"], [OSC], ["right_", "left_"]),
+        (["Panda", "Sawyer"], [OSC, OSC], ["robot0_", "robot1_"], " in world axes"),
+        (
+            ["Panda"] * 2,
+            [{"body_parts": {"right": OSC | {"input_ref_frame": "base"}}}] * 2,
+            ["robot0_", "robot1_"],
+            "",
+        ),
+        (["Baxter"], [OSC], ["right_", "left_"], ""),
     ],
 )
-def test_two_arms_use_delta_actions(tmp_path, robots, controllers, prefixes):
+def test_two_arms_use_delta_actions(tmp_path, robots, controllers, prefixes, axes):
+    """Two robots may stand turned: their deltas cannot be replayed in the axes of the other kind."""
     path, rng = tmp_path / "two.hdf5", np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         actions = file["data/demo_0/actions"] = rng.uniform(-1, 1, (4, 14))
@@ -119,6 +125,7 @@ def test_two_arms_use_delta_actions(tmp_path, robots, controllers, prefixes):
     scale, offset = np.tile([0.05] * 3 + [0.5] * 4, 2), np.tile([0.0] * 6 + [0.5], 2)
     np.testing.assert_allclose(store["action"], actions * scale + offset, rtol=1e-6, atol=1e-8)
     assert [p["name"] for p in store.attrs["proprio_parts"]] == ["robot0_eef_pos", "robot1_eef_pos"]
+    assert store.attrs["action_frame"] == "robosuite:OSC_POSE" + axes
 
 
 def test_controller_decides_whether_actions_are_deltas(file):
@@ -130,6 +137,24 @@ def test_controller_decides_whether_actions_are_deltas(file):
     )):  # fmt: skip
         path = changed(file, args(**ARGS["env_kwargs"] | {"controller_configs": config}))
         assert converted(path, name=f"{i}.zarr").attrs["action_parts"][0]["kind"] == kind
+
+
+def test_poses_beside_the_arguments_of_deltas_stay_poses(file):
+    """As in diffusion_policy's `image_abs.hdf5`."""
+    poses = np.float32([0.1, 0.2, 1.1, 3.1, 0.1, -0.2, 1]) + np.zeros((4, 1), "f4")
+    store = converted(changed(file, replaced("data/demo_2/actions", poses)))
+    assert [part["kind"] for part in store.attrs["action_parts"]] == ["absolute"]
+    np.testing.assert_array_equal(store.episode(0)["action"], poses)
+
+
+def test_images_with_the_bottom_row_first_are_turned(file):
+    """As in LIBERO's files."""
+
+    def change(raw):
+        raw["data"].attrs["macros_image_convention"] = "opengl"
+        raw["data/demo_2/obs/agentview_image"][:, 0] = 99
+
+    assert converted(changed(file, change))["images_agentview"][0, :, 0, 0].tolist() == [2] * 5 + [99]
 
 
 @pytest.fixture
