@@ -89,6 +89,8 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
             raw = inside(root, row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
             image = Image.open(io.BytesIO(raw), formats=IMAGE_FORMATS)
             check_frame(where, (image.height, image.width), size, len(raw))
+            if image.mode.startswith(("I", "F")):  # RGB would clip them at 255
+                raise mismatch(where, "8 bits per colour, or `cameras` without depth maps", image.mode)
             yield np.asarray(image.convert("RGB"))
 
 

@@ -33,10 +33,10 @@ HUGE = 1 << 34
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """Allow 2 GiB more than now, so that a missing check raises an error instead of exhausting the machine."""
+    """Allow 3 GiB more than now, so that a missing check raises an error instead of exhausting the machine."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (2 << 30), limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (now + (3 << 30), limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
@@ -254,13 +254,13 @@ def test_table_with_more_rows_than_its_bytes_is_rejected(tmp_path):
         refused(path, "file-000.parquet", "2000 times")
 
 
-def png(width: int, height: int) -> bytes:
+def png(width: int, height: int, bits: int = 8) -> bytes:
     """Return a grey PNG whose header declares that size but which has no pixels."""
 
     def part(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
 
 
@@ -274,6 +274,7 @@ def test_invalid_images_are_rejected(tmp_path):
         ({"bytes": png(made.W + 1, made.H)}, [made.H, made.W, 3], "px"),
         ({"bytes": png(12_000, 9_000)}, [9_000, 12_000, 3], "stored"),
         ({"bytes": png(60_000, 60_000)}, [60_000, 60_000, 3], "image"),
+        ({"bytes": png(made.W, made.H, 16)}, [made.H, made.W, 1], "8 bits"),
         ({"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 24 16\n"}, [16, 24, 3], "image"),
         *(({"path": p}, [16, 24, 3], p) for p in ("../secret.png", "/dev/zero", "zeros.png", "none.png")),
     ):
