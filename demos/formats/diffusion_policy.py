@@ -168,7 +168,9 @@ class ReplayBuffer(Source):
         flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
         videos = camera_files(path / "videos/0")
         names = {k: k.removesuffix("_image") for k in images} | videos
-        usual = [k for k in flat if k.startswith("robot")] or [k for k in (STATE, "state") if k in flat]
+        # UMI also stores the poses at the start and the end of each demo
+        robot = [k for k in flat if k.startswith("robot") and "_demo_" not in k]
+        usual = robot or [k for k in (STATE, "state") if k in flat]
         cameras = self.choose(names, action=(flat, ["action"]), proprio=(flat, usual or [STATE]))
         used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])
         self.notes += [f"data/{key} is left out" for key in arrays if key not in used]
