@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from platform import node
 from typing import Any
 from urllib.parse import quote
 
@@ -221,7 +222,7 @@ def new_path(out: Path) -> Iterator[Path]:
     The path is in a locked folder. If a writer is killed, its folder is removed by the next writer beside it.
     """
     check_new(out)
-    folder, lock = out.with_name(f".{uuid.uuid4().hex}.partial.{out.name}"), None
+    folder, lock = out.with_name(f".{node()}.{uuid.uuid4().hex}.partial.{out.name}"), None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(out.parent)
@@ -240,8 +241,8 @@ def new_path(out: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders of killed writers, whose locks the system has released."""
-    for folder in parent.glob(f".{'[0-9a-f]' * 32}.partial.*"):
+    """Remove the folders of killed writers, whose locks the system has released; other machines' locks may be invisible."""
+    for folder in parent.glob(f".{node()}.{'[0-9a-f]' * 32}.partial.*"):
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
             try:

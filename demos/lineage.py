@@ -7,7 +7,6 @@ converted actions, such as absolute targets, is still recognised by its proprioc
 
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ import numpy as np
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import read_json, write_json
+from s2robot.demos.arrays import new_path
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
@@ -146,12 +146,9 @@ def open_copy(
     ``adds``: `fill` also adds arrays. UserError: an existing dataset starts with other episodes."""
     begin = demos.fingerprint_of_first(count)
     if not os.path.lexists(out):
-        part = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(part, ignore_errors=True)
         began = {"began_with": begin} if adds else {}
-        with EpisodeStore.create(part, {**demos.attrs, **began}) as copy:
+        with new_path(out) as part, EpisodeStore.create(part, {**demos.attrs, **began}) as copy:
             fill(copy)
-        os.rename(part, out)
     store = EpisodeStore.open(out)
     known = store.attrs.get("began_with")  # in a copy to which `fill` has added arrays
     if (known if adds else len(store) >= count and store.fingerprint_of_first(count)) != begin:

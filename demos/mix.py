@@ -24,6 +24,8 @@ class Mix(EpisodeStore):
         self.shares = tuple(float(w) for w in np.array(weights, float) / np.sum(weights))
         self.path, self.mode, self._lock = Path(" + ".join(m.path.name for m in self.members)), "r", None
         self._attrs = self.members[0].attrs
+        first, *others = (member._specs for member in self.members)
+        self._specs = {name: first[name] for name in first if all(name in specs for specs in others)}
         # the first step and first episode of each dataset, then the totals
         self.rows = np.cumsum([0, *(m.num_steps for m in self.members)])
         self.firsts = np.cumsum([0, *(len(m) for m in self.members)])
@@ -57,18 +59,6 @@ class Mix(EpisodeStore):
     def meta(self, key: str) -> np.ndarray:
         self._check_key("meta", key)
         return np.concatenate([m.meta(key) for m in self.members])
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(k for k in self.members[0].keys if all(k in m.keys for m in self.members))
-
-    @property
-    def meta_keys(self) -> tuple[str, ...]:
-        return tuple(k for k in self.members[0].meta_keys if all(k in m.meta_keys for m in self.members))
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        self._check_key("data", key)
-        return self.members[0].shape(key)
 
 
 def _check_alike(members: Sequence[EpisodeStore]) -> None:

@@ -259,14 +259,6 @@ def _controllers(kwargs: Mapping[str, Any], arms: int) -> list[dict]:
     return configs * arms if len(configs) == 1 else configs
 
 
-def _axes(kwargs: Mapping[str, Any]) -> str:
-    """Return " in world axes" if the deltas are not in the axes of each base, which differ between several robots."""
-    robots = kwargs.get("robots")
-    several = isinstance(robots, list) and len(robots) > 1
-    is_world = any(c.get("input_ref_frame", "world") == "world" for c in _controllers(kwargs, 1))
-    return " in world axes" if several and is_world else ""
-
-
 def _is_delta(config: Mapping[str, Any]) -> bool:
     """Return whether a controller's actions are deltas."""
     known = str(config.get("type")).startswith(("OSC", "IK", "JOINT_POSITION")) and "output_max" in config
@@ -281,7 +273,10 @@ def action_parts(
     # diffusion_policy's files of absolute poses keep the `env_args` of deltas: a hand that points down is turned by pi
     if keys == ["actions"] and (np.abs(demo["actions"][:, 3:6]) <= 1).all(1).any():
         if parts := osc_parts(kwargs, demo["actions"].shape[1]):
-            return parts, "robosuite:OSC_POSE" + _axes(kwargs)
+            # several robots may stand turned, and robosuite 1.4 had only one kind of axes
+            axes = {config.get("input_ref_frame", "world") for config in _controllers(kwargs, 1)}
+            turned = parts[0]["name"].startswith("robot0") and "world" in axes
+            return parts, "robosuite:OSC_POSE" + " in world axes" * turned
         kind = "delta" if any(map(_is_delta, _controllers(kwargs, 1))) else kind
     return [part_of(k, demo[k].shape[1], kind) for k in keys], ""
 

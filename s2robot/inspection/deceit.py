@@ -50,7 +50,7 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
             for a, s in zip(episodes_of(action.values[:, column], ends), episodes_of(state.values[:, follower], ends), strict=True)
             if len(s) > 2
         ])  # fmt: skip
-        offset = float(np.nanmedian(distance)) if len(distance) else 0.0
+        offset = float(np.median(distance)) if len(distance) else 0.0
         width = spread[follower]  # skip joints that hardly move: any offset is large for them
         if width > 0.2 * np.median(spread) and abs(offset) > limits.offset * width:
             share = f"{100 * abs(offset) / width:.0f} % of its range"
@@ -65,11 +65,10 @@ def _follower(action: Table, column: int, state: Table) -> int | None:
     best, follower = _ALIKE, None
     for j in columns:
         s = state.values[:, j].astype(np.float64)
-        good = np.isfinite(a) & np.isfinite(s)
-        if good.sum() < 10 or a[good].std() == 0 or s[good].std() == 0:
+        if len(s) < 10 or a.std() == 0 or s.std() == 0:
             continue
-        correlation = float(np.corrcoef(a[good], s[good])[0, 1])
-        if correlation > best and _SLOPES[0] < correlation * a[good].std() / s[good].std() < _SLOPES[1]:
+        correlation = float(np.corrcoef(a, s)[0, 1])
+        if correlation > best and _SLOPES[0] < correlation * a.std() / s.std() < _SLOPES[1]:
             best, follower = correlation, j
     return follower
 
@@ -78,7 +77,7 @@ def _speeds(state: Table, ends: np.ndarray) -> list[np.ndarray]:
     """Return the total change per step, relative to the range of each number.  # one (T - 1,) per episode"""
     spread = np.where(state.spread() > 0, state.spread(), np.inf)
     steps = (np.abs(np.diff(own, axis=0)) / spread for own in episodes_of(state.values, ends))
-    return [np.nansum(own, axis=1) for own in steps]
+    return [own.sum(1) for own in steps]
 
 
 def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) -> Iterator[Finding]:
@@ -112,7 +111,7 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
     """Yield episodes much closer to another one, in state and commands, than neighbours usually are."""
     if not MIN_EPISODES <= len(ends) <= MAX_EPISODES:
         return
-    values = _finite(np.concatenate([state.values, action.values], 1))
+    values = np.concatenate([state.values, action.values], 1).astype(np.float64)
     spread = np.concatenate([state.spread(), action.spread()])
     values = values[:, spread > 0] / spread[spread > 0]
     sample = lambda rows: rows[np.round(np.linspace(0, len(rows) - 1, _POINTS)).astype(int)]  # noqa: E731
@@ -129,16 +128,11 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
             yield Finding("duplicate", f"nearly episode {j}: {shares}", i)
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    """Return values as float64, with zeros for NaN and infinity."""
-    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Yield episodes in which a number is many times larger or smaller than in the others."""
     if len(ends) < MIN_EPISODES:
         return
-    episodes = episodes_of(np.abs(_finite(table.values)), ends)
+    episodes = episodes_of(np.abs(table.values.astype(np.float64)), ends)
     sizes = np.array([np.quantile(rows, 0.9, axis=0) for rows in episodes])  # (E, C)
     usual = np.median(sizes, axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -10,7 +10,6 @@ from s2robot.inspection.tables import Columns, Finding, Frames, Table, Threshold
 
 # kind -> its description on the page
 KINDS = {
-    "no number": "NaN or infinite",
     "frozen": "images that do not change while the state moves",
     "blank": "images that are black, white or a single colour",
     "clock": "time stamps that are not one control step apart",
@@ -36,7 +35,7 @@ def find(
 ) -> list[Finding]:
     """Return all anomalies, ordered by kind, episode and step; ``ends``: ends of the episodes, (episodes,)."""
     named, rank = {table.key: table for table in tables}, {kind: i for i, kind in enumerate(KINDS)}
-    findings = [*_no_numbers(tables, ends), *_lengths(ends, limits), *_constant(tables)]
+    findings = [*_lengths(ends, limits), *_constant(tables)]
     findings += _blank(frames, limits)
     if (state := named.get("proprio")) is not None:
         findings += [*_jumps(state, ends, limits), *_frozen(state, ends, frames, limits)]
@@ -89,15 +88,6 @@ def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int
         yield from ((i, start, end) for start, end in _runs(own))
 
 
-def _no_numbers(tables: Sequence[Table], ends: np.ndarray) -> Iterator[Finding]:
-    for table in tables:
-        bad = ~np.isfinite(table.values)
-        each = list(episodes_of(bad, ends))
-        for i, start, end in _runs_of(bad.any(1), ends):
-            names = _names(table, each[i][start:end].any(0))
-            yield Finding("no number", f"{table.key}: {names}", i, start, end - start)
-
-
 def _lengths(ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     lengths = np.diff(ends, prepend=0)
     median = float(np.median(lengths))
@@ -122,7 +112,7 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     usual size is the lower median of the largest steps of all episodes, so a gripper that always closes in one step does
     not jump. A single episode cannot be compared.
     """
-    span = _range(state.values)
+    span = np.ptp(state.values, axis=0)
     turn = np.zeros(len(span))  # full turn of a column of angles, which may wrap within a step
     for full in (2 * np.pi, 360.0):
         turn[(span > 0.9 * full) & (span <= 1.001 * full)] = full
@@ -131,7 +121,7 @@ def _jumps(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     largest = [np.abs(own).max(0) for own in steps if len(own)]
     if len(largest) < 2:
         return
-    usual = np.nanquantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
+    usual = np.quantile(np.array(largest), 0.5, axis=0, method="lower")  # (columns,)
     bound = np.maximum(limits.jump_times * usual, limits.jump_share * state.spread())
     for i, own in enumerate(steps):
         # example: 1 3 1 -2 exceed their neighbours in the same direction by 0 2 0 2
@@ -152,18 +142,12 @@ def _frozen(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) 
             still = seen.change <= limits.frozen_change
             still[0] = False
             for start, end in _runs(still):
-                moved = float(np.fmax.reduce(_range(own[start - 1 : end]) / spread))
+                moved = float((np.ptp(own[start - 1 : end], axis=0) / spread).max())
                 count = end - start + 1
                 if count > limits.frozen_steps and moved >= limits.frozen_motion:
                     moves = f"the state moves by {100 * moved:.0f} % of its range"
                     text = f"camera {camera}: one image for {count} steps, {moves}"
                     yield Finding("frozen", text, i, start - 1, count)
-
-
-def _range(values: np.ndarray) -> np.ndarray:
-    """Return the range of the finite numbers in each column (T, C), NaN if there are none.  # (C,)"""
-    values = np.where(np.isfinite(values), values, np.nan)
-    return np.fmax.reduce(values, axis=0) - np.fmin.reduce(values, axis=0)
 
 
 def _blank(frames: Frames, limits: Thresholds) -> Iterator[Finding]:
@@ -192,15 +176,13 @@ def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[F
     """Yield gripper numbers that do not move in an episode but do in most others."""
     lengths = np.diff(ends, prepend=0).tolist()
     for column, part in _gripper_columns(action):
-        each = [x[np.isfinite(x)] for x in episodes_of(action.values[:, column], ends)]
-        known = {i: x for i, x in enumerate(each) if len(x)}
-        values = np.concatenate(each) if known else np.zeros(1)
-        low, high = float(values.min()), float(values.max())
-        still = [i for i, x in known.items() if np.ptp(x) < limits.gripper * (high - low)]
-        if high == low or 2 * len(still) >= len(known):
+        values = action.values[:, column]
+        each, low, high = episodes_of(values, ends), float(values.min()), float(values.max())
+        still = [i for i, x in enumerate(each) if np.ptp(x) < limits.gripper * (high - low)]
+        if high == low or 2 * len(still) >= len(each):
             continue
         for i in still:
-            motion = "never opens" if known[i][0] > (low + high) / 2 else "never closes"
+            motion = "never opens" if each[i][0] > (low + high) / 2 else "never closes"
             text = motion if part.kind == "binary" else "does not move"
             yield Finding("gripper", f"{action.names[column]} {text}", i, 0, lengths[i])
 

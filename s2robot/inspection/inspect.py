@@ -210,7 +210,7 @@ def _charts(numbers: Sequence[Table]) -> list[dict[str, Any]]:
     """Return the plots of the curves; columns are numbered across all tables."""
     first, charts = 0, []
     for table in numbers:
-        low, _, _, _, high = np.nan_to_num(table.ranges()).tolist()
+        low, _, _, _, high = table.ranges().tolist()
         names = table.names
         for title, columns in plots(table):
             lines = [{"column": first + c, "name": names[c], "low": low[c], "high": high[c]} for c in columns]
@@ -237,7 +237,7 @@ def _cells(table: Table) -> list[list[str]]:
     """Return the name and ranges of each column, with decimals that suit its scale: next to 1, 1e-18 is 0."""
     rows = []
     for name, values in zip(table.names, table.ranges().T.tolist(), strict=True):
-        largest = max((abs(x) for x in values if np.isfinite(x)), default=0.0)
+        largest = max(map(abs, values))
         decimals = int(np.clip(3 - np.floor(np.log10(largest)), 0, 12)) if largest else 0
         rows.append([name, *(f"{round(x, decimals) + 0.0:.{decimals}f}" for x in values)])  # + 0.0: no -0
     return rows

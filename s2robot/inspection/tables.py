@@ -1,6 +1,5 @@
 """Tables of a dataset's numbers, with column names, ranges and curves for the page; and findings."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -80,11 +79,8 @@ class Table:
     values: np.ndarray  # (steps, columns), floats
 
     def ranges(self) -> np.ndarray:
-        """Return min, 1 %, median, 99 % and max of each column; NaN without finite numbers.  # (5, columns)"""
-        finite = np.where(np.isfinite(self.values), self.values, np.nan).astype(np.float64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # from a column of NaN
-            return np.nanquantile(finite, [0, 0.01, 0.5, 0.99, 1], axis=0)
+        """Return min, 1 %, median, 99 % and max of each column.  # (5, columns)"""
+        return np.quantile(self.values.astype(np.float64), [0, 0.01, 0.5, 0.99, 1], axis=0)
 
     def spread(self) -> np.ndarray:
         """Return the span from 1 % to 99 % of each column, or its full range if that is 0.  # (columns,)"""
@@ -132,7 +128,7 @@ def _limits(attrs: dict, part: Part, values: np.ndarray) -> np.ndarray | None:
         return np.array(part.limits)
     if part.kind != "delta":
         return None
-    largest = np.nanmax(np.abs(values), axis=0)
+    largest = np.abs(values).max(0)
     if PARTS["action"] not in attrs and not attrs.get("source"):
         largest = np.full(part.size, attrs["env_config"].get("max_delta", MAX_DELTA))
     return np.stack([-largest, largest])
@@ -151,7 +147,7 @@ def plots(table: Table) -> list[tuple[str, list[int]]]:
     return result
 
 
-def curves(values: np.ndarray, max_points: int) -> tuple[float, list[list[float | None]]]:
+def curves(values: np.ndarray, max_points: int) -> tuple[float, list[list[float]]]:
     """Return the steps between points, and the columns of an episode (T, C) as points with five digits.
 
     An episode of more than `max_points` steps is reduced to the minimum and maximum of each bucket, to keep peaks.
@@ -163,8 +159,7 @@ def curves(values: np.ndarray, max_points: int) -> tuple[float, list[list[float 
         padded = padded.reshape(-1, bucket, values.shape[1])
         values = np.stack([padded.min(1), padded.max(1)], 1).reshape(-1, values.shape[1])
         spacing = bucket / 2
-    points = [[float(f"{x:.5g}") if np.isfinite(x) else None for x in column] for column in values.T.tolist()]
-    return spacing, points  # JSON has no NaN
+    return spacing, [[float(f"{x:.5g}") for x in column] for column in values.T.tolist()]
 
 
 def episodes_of(values: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:

@@ -123,8 +123,7 @@ def test_curves_and_their_titles(cups):
     assert titles == ["action: arm", "action: claw", "proprio: state 1–5", "proprio: state 6–9"]
     assert groups[0].names == ["shoulder", "elbow", "claw"]
     assert {"action shoulder", "action claw", "proprio state 9"} <= lines_of(EpisodeStore.open(cups)).keys()
-    each, lines = curves(np.array([[1.0, np.nan], [1 / 3, 2]]), 10)
-    assert (each, lines) == (1, [[1.0, 0.33333], [None, 2.0]])
+    assert curves(np.array([[1.0, 0.0], [1 / 3, 2]]), 10) == (1, [[1.0, 0.33333], [0.0, 2.0]])
     values = np.zeros((10_001, 1))
     values[7_777], values[3] = 5, -4
     each, (line,) = curves(values, 1000)  # decimation keeps the peaks
@@ -267,8 +266,6 @@ class Data:
 @pytest.mark.parametrize(
     ("plant", "kind", "where", "text"),
     [
-        (lambda d: d.set("action", rows(2, 7, 2), 0, np.nan), "no number", (2, 7, 2), "action: turn"),
-        (lambda d: d.set("action", rows(2, 7, 2), 0, np.inf), "no number", (2, 7, 2), "action: turn"),
         (lambda d: d.show(3, slice(11, 15), change=0), "frozen", (3, 10, 5), "camera hand: one image for 5"),
         (lambda d: d.show(1, slice(5, 8), mean=1, deviation=1), "blank", (1, 5, 3), "camera hand: black"),
         (lambda d: d.show(1, slice(5, 8), mean=254, deviation=2), "blank", (1, 5, 3), "camera hand: overexposed"),
@@ -319,24 +316,6 @@ def test_frozen_images_count_during_motion_and_once_per_episode():
     assert not [f for f in data.findings(jump_times=100) if f.kind == "frozen"]
 
 
-def test_nan_neither_hides_nor_causes_other_findings():
-    data = Data()
-    data.show(3, slice(11, 15), change=0)
-    data.state[3 * STEPS + 12, 1] = np.nan
-    data.action[0, 1], data.action[2 * STEPS + 3, 1] = np.nan, np.inf  # this gripper still closes
-    data.action[4 * STEPS :, 1] = 1
-    data.action[4 * STEPS, 1] = np.nan
-    findings = [(f.kind, f.episode, f.step) for f in data.findings() if f.kind != "jump"]
-    assert findings == [
-        ("no number", 0, 0), ("no number", 2, 3), ("no number", 3, 12), ("no number", 4, 0), ("frozen", 3, 10),
-        ("gripper", 4, 0),
-    ]  # fmt: skip
-    data.set("action", rows(1, 0), 1, np.nan)  # its motion is unknown
-    assert [(f.episode, f.steps) for f in data.findings() if f.kind == "gripper"] == [(4, STEPS)]
-    data.set("action", ALL, 1, np.nan)
-    assert not [f for f in data.findings() if f.kind == "gripper"]
-
-
 @pytest.mark.parametrize("turn", [2 * np.pi, 360.0])
 def test_wrapping_angle_is_not_a_jump(turn):
     data, t = Data(), np.arange(EPISODES * STEPS)
@@ -359,6 +338,6 @@ def test_much_shorter_or_longer_episodes_are_found(steps):
 def test_unchecked_kinds_are_listed():
     steps = Table("action", ["turn"], [Columns("turn", slice(0, 1), "delta")], np.zeros((8, 1)))
     kinds = ", ".join(unchecked_kinds([steps], np.array([8]), [])).split(", ")
-    assert set(KINDS) - set(kinds) == {"no number", "length", "constant"}  # those that ran
+    assert set(KINDS) - set(kinds) == {"length", "constant"}  # those that ran
     assert "duplicate" in unchecked_kinds([steps], np.arange(1, 3002), [])
     assert ["late" in unchecked_kinds([steps], np.array([n]), [{}]) for n in (49, 50)] == [True, False]
