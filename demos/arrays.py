@@ -4,7 +4,6 @@ import fcntl
 import math
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,7 +29,6 @@ CHUNK_BYTES = 1 << 20  # uncompressed size of a data file: few files, and append
 FRAMES = 8  # images per chunk: few for fast random reads, enough to compress what they share
 ZSTD = {"id": "zstd"}
 LEVEL, QUICK_LEVEL = 5, 2  # zstd levels; the second is for imported datasets, which are large
-NOT_YET_LOCKED = 60  # s, age below which the folder of a writer may not be locked yet
 VERIFY_BYTES = 64 << 20  # arrays up to this size are verified on opening, larger ones on reading
 
 
@@ -247,7 +245,7 @@ def _remove_leftovers(parent: Path) -> None:
             descriptor = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - folder.stat().st_mtime > NOT_YET_LOCKED:
+                if any(folder.iterdir()):  # else its writer may be about to lock it
                     shutil.rmtree(folder)
             finally:
                 os.close(descriptor)

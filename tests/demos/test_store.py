@@ -70,7 +70,6 @@ def test_round_trip(tmp_path):
     assert (store.keys, store.meta_keys) == (("action", "state"), ("seed", "success"))
     assert store.meta("seed").tolist() == [0, 1, 2] and store.meta("success").tolist() == [True, False, True]
     assert store.attrs == {**ATTRIBUTES, "schema_version": 1}
-    assert (store.robot, store.cameras) == ("xarm7", ("hand", "left"))
     empty = EpisodeStore.open(filled(tmp_path / "b.zarr", 0))
     assert (len(empty), empty.num_steps, empty.keys, empty.lengths.tolist()) == (0, 0, (), [])
     assert "'action'" in error(empty.__getitem__, "action")
@@ -275,15 +274,13 @@ def test_single_writer_overwrites_nothing(tmp_path):
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
     if not (child := os.fork()):
-        with stored_arrays.new_path(tmp_path / "a.zarr"):
+        with stored_arrays.new_path(tmp_path / "a") as part:
+            part.touch()
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    (left,) = tmp_path.iterdir()
+    assert len([*tmp_path.glob(".*/a")]) == 1
     with stored_arrays.new_path(tmp_path / "b") as part:
         part.touch()
-        assert left.exists()  # too recent: its writer may be about to lock it
-        for folder in tmp_path.iterdir():
-            os.utime(folder, (0, 0))
         with stored_arrays.new_path(tmp_path / "c") as other:
             other.touch()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "c"]

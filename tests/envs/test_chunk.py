@@ -10,24 +10,18 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from tests.envs.test_cube_pick import picked
 
-CONFIG = CubePickConfig(cameras=("hand", "left"), image_size=24)
-
 
 @pytest.fixture(scope="module")
 def world():
-    env = CubePick(CONFIG)
+    env = CubePick(CubePickConfig(cameras=("hand", "left"), image_size=24))
     yield env
     env.close()
 
 
-def some_actions(count: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return np.append(rng.uniform(-0.05, 0.05, (count, 7)), np.zeros((count, 1)), 1).astype(np.float32)
-
-
 @pytest.mark.parametrize(("k", "every_step"), [(1, False), (3, False), (3, True)])
 def test_chunk_equals_single_steps_and_draws_only_requested_frames(world, monkeypatch, k, every_step):
-    actions, drawn, draw = some_actions(k), [], world.render_cameras
+    moves, drawn, draw = np.random.default_rng(0).uniform(-0.05, 0.05, (k, 7)), [], world.render_cameras
+    actions = np.append(moves, np.zeros((k, 1)), 1).astype(np.float32)
     world.reset(seed=2)
     single = [world.step(a) for a in actions]
     state, chunk = world.get_state(), ActionChunk(world, k, every_step)
@@ -58,13 +52,3 @@ def test_nothing_is_simulated_after_success(world):
         assert (reward, success, over) == (1.0, True, False)
         assert info["steps"] == len(actions) and info["stage"] == "held" and info["is_success"]
         assert np.array_equal(world.get_state(), state)
-
-
-def test_nothing_is_simulated_after_the_last_step(world, monkeypatch):
-    monkeypatch.setattr(world, "settings", CONFIG.replace(max_steps=3))
-    chunk = ActionChunk(world, 2)
-    chunk.reset(seed=0)
-    assert chunk.step(some_actions(2))[2:4] == (False, False)
-    for _ in range(2):
-        *_, success, over, info = chunk.step(some_actions(2))
-        assert (success, over, info["steps"]) == (False, True, 3)

@@ -83,8 +83,7 @@ def test_delayed_actions_run_in_order_after_a_standstill(world):
     moves = [np.array([0.01 * (i + 1), 0, 0, 0, 0, 0, 0, 0.0]) for i in range(5)]
     world.axis, world.value = "delay", 2
     world.reset(seed=3)
-    start = world.commanded[0]
-    turned = []
+    start, turned = world.commanded[0], []
     for move in moves:
         world.step_physics(move)
         turned.append(round(world.commanded[0] - start, 6))

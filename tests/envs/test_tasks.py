@@ -145,9 +145,9 @@ gymnasium.register("Crash-v0", Crash, max_episode_steps=7)
 
 
 def test_ended_episode_is_not_stepped_again():
-    env = ActionChunk(make(GymSettings(id="Crash-v0", success="reward>=1", image_size=8)), 7)
+    env = ActionChunk(make(GymSettings(id="Crash-v0", success="reward>=1", image_size=8)), 9)
     env.reset(seed=5)
-    *_, success, truncated, info = env.step(np.zeros((7, 1)))
+    *_, success, truncated, info = env.step(np.zeros((9, 1)))
     assert (success, truncated, info["steps"]) == (False, True, 7)
     assert json.loads(info["best"])["progress"] == -1  # the best of negative rewards
 

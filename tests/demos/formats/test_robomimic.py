@@ -139,22 +139,19 @@ def test_controller_decides_whether_actions_are_deltas(file):
         assert converted(path, name=f"{i}.zarr").attrs["action_parts"][0]["kind"] == kind
 
 
-def test_poses_beside_the_arguments_of_deltas_stay_poses(file):
-    """As in diffusion_policy's `image_abs.hdf5`."""
+def test_poses_and_images_of_other_programs(file):
+    """diffusion_policy stores poses beside the arguments of deltas, LIBERO images with the bottom row first."""
     poses = np.float32([0.1, 0.2, 1.1, 3.1, 0.1, -0.2, 1]) + np.zeros((4, 1), "f4")
-    store = converted(changed(file, replaced("data/demo_2/actions", poses)))
-    assert [part["kind"] for part in store.attrs["action_parts"]] == ["absolute"]
-    np.testing.assert_array_equal(store.episode(0)["action"], poses)
-
-
-def test_images_with_the_bottom_row_first_are_turned(file):
-    """As in LIBERO's files."""
 
     def change(raw):
+        raw["data/demo_2/actions"][:] = poses
         raw["data"].attrs["macros_image_convention"] = "opengl"
         raw["data/demo_2/obs/agentview_image"][:, 0] = 99
 
-    assert converted(changed(file, change))["images_agentview"][0, :, 0, 0].tolist() == [2] * 5 + [99]
+    store = converted(changed(file, change))
+    assert [part["kind"] for part in store.attrs["action_parts"]] == ["absolute"]
+    np.testing.assert_array_equal(store.episode(0)["action"], poses)
+    assert store["images_agentview"][0, :, 0, 0].tolist() == [2] * 5 + [99]
 
 
 @pytest.fixture
