@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 
+from s2robot.backbones.inference import default_dtype
 from s2robot.core.errors import UserError, require
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.provenance import versions
@@ -64,7 +65,8 @@ def attempt(name: str, check: Callable[[], str], needed: bool = True) -> Check:
 def machine() -> Iterator[Check]:
     yield Check("versions", True, ", ".join(f"{name} {found}" for name, found in versions().items()))
     yield from pins()
-    yield Check("processor", True, f"{os.cpu_count()} cores")
+    emulates = "" if default_dtype() == torch.bfloat16 else ", without bfloat16 (encoders compute in float32)"
+    yield Check("processor", True, f"{os.cpu_count()} cores{emulates}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(gpus) or "torch finds none; everything runs on the CPU"
     yield Check("gpu", bool(gpus), text, needed=False)

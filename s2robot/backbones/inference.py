@@ -39,29 +39,25 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """Return bfloat16 if the device supports it in hardware (CPU with avx512_bf16 or AMX, NVIDIA since Ampere), else float32."""
+def default_dtype(device: torch.device | str = "cpu", wanted: str = "bfloat16") -> torch.dtype:
+    """Return bfloat16 if it is wanted and the device has it (CPU with avx512_bf16 or AMX, NVIDIA since Ampere), else float32."""
     device = torch.device(device)
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:  # every processor with AMX has avx512_bf16 too
         fast = device.type == "cpu" and torch.backends.mkldnn.is_available()
         fast = fast and bool(torch.cpu._is_avx512_bf16_supported())
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if fast and wanted == "bfloat16" else torch.float32
 
 
 def can_pack(dtype: torch.dtype = torch.float32) -> bool:
     """Whether linear layers of this dtype can be packed, which requires torch with oneDNN and an x86 CPU with AVX2 (AVX-512
-    for 16-bit types). Elsewhere they run as plain layers."""
-    names = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    short = names.get(dtype)
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and (short is None or bool(getattr(torch.ops.mkldnn, short)()))
-    )
+    for bfloat16). Elsewhere, and in float16, they run as plain layers."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not torch.backends.mkldnn.is_available() or capability not in ("AVX2", "AVX512"):
+        return False
+    half = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or bool(half)
 
 
 def prepare(model: Module, dtype: Any = "auto") -> Module:
@@ -92,7 +88,7 @@ def prepare(model: Module, dtype: Any = "auto") -> Module:
     if sum(isinstance(m, nn.Conv2d) for m in fast.modules()) > 1:  # one is a transformer's patch embedding
         layout = torch.channels_last
         fast.to(memory_format=layout)
-    if first.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and can_pack(dtype):
+    if first.device.type == "cpu" and can_pack(dtype):
         timm = sys.modules.get("timm.models.vision_transformer")  # slower to import than torch
         _pack(fast, getattr(timm, "Mlp", None))
         for module in fast.modules():
@@ -187,9 +183,9 @@ class PackedLinear(nn.Linear):
         """Turn a linear layer into a packed one, in place."""
         layer.__class__ = PackedLinear
         assert isinstance(layer, PackedLinear)  # for the type checker
-        layer.gelu = gelu
-        pack = torch.ops.mkldnn._reorder_linear_weight if can_pack(layer.weight.dtype) else None
-        layer._packed = pack and pack(layer.weight.detach(), None)
+        layer.gelu, layer._packed = gelu, None
+        if layer.weight.device.type == "cpu" and can_pack(layer.weight.dtype):
+            layer._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
 
     def forward(self, x: Tensor) -> Tensor:
         plain = (

@@ -30,7 +30,6 @@ from s2robot.core.files import cache_dir, replacing
 from s2robot.core.progress import bar
 
 BOX = "https://berkeley.box.com/shared/static"
-POOLS = ("tokens", "mean", "cls")
 _TIMEOUT_S = 60.0  # without a response or further bytes
 
 
@@ -91,7 +90,7 @@ class MVP(nn.Module):
         (B, D), the CLS token (as MVP itself does). Images of other sizes are resized to img_size x img_size with
         antialiasing, ignoring their aspect ratio. Raises UserError for another type or shape.
         """
-        one_of("pool", pool, POOLS)
+        one_of("pool", pool, ("tokens", "mean", "cls"))
         weight, size = self.vit.cls_token, (self.img_size, self.img_size)
         x = channels_first(tensor_of(images).to(weight.device))
         if x.shape[2:] != size:

@@ -260,8 +260,7 @@ def _index(path: Path) -> dict[str, Any]:
     lines: list[str] = []
     with suppress(FileNotFoundError):
         lines = (path / JOURNAL).read_text().split("\n")[:-1]
-    # older caches store the finished episodes in the index
-    return index | {"done": {*map(int, lines), *index.get("done", [])}}
+    return index | {"done": {*map(int, lines)}}
 
 
 class Joined:

@@ -48,7 +48,7 @@ class S2Encoder(nn.Module):
         name: for messages.
         describe: a JSON-able mapping that identifies the architecture in the fingerprint. Without it the fingerprint
             covers the model's layers, settings and source; a plain function has none, so it needs `describe`.
-        dtype: "float32", or "bfloat16": twice as fast, features differ by 1e-2. A machine that would emulate bfloat16
+        dtype: "float32", or "bfloat16": twice as fast, features differ by 1e-2. A device that would emulate bfloat16
             computes in float32 instead; both have one fingerprint, since other CPU models also differ in bfloat16.
         frames_per_call: frames in one call of the model; default 4 on a CPU (to fit its cache), else 64, or as many as
             fit into the GPU's memory.
@@ -101,8 +101,6 @@ class S2Encoder(nn.Module):
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # with one size both are the same
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
-        native = default_dtype("cuda" if torch.cuda.is_available() else "cpu")
-        self.computes_in = torch.float32 if dtype == "float32" else native
         spec = getattr(backbone.model, "spec", None)
         self.describe = {"block": backbone.block, **(describe or {})}
         self.describe |= {"spec": asdict(spec)} if spec else {}
@@ -116,8 +114,16 @@ class S2Encoder(nn.Module):
         scale, shift = 1 / (255 * deviation), -torch.tensor(backbone.mean, dtype=torch.float64) / deviation
         self.register_buffer("scale", scale.float().view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", shift.float().view(1, 3, 1, 1), persistent=False)
+        self.computes_in = default_dtype(self.scale.device, dtype)
         self.model = prepare(backbone, self.computes_in)
         self.eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> S2Encoder:
+        """Prepare the model again if the encoder moves to a device, or a machine, that computes in another dtype."""
+        super()._apply(fn, recurse)
+        if self.computes_in != (dtype := default_dtype(self.scale.device, self.dtype)):
+            self.computes_in, self.model = dtype, prepare(self.model, dtype)
+        return self
 
     def train(self, mode: bool = True) -> S2Encoder:
         """Stay in evaluation mode."""
@@ -125,7 +131,7 @@ class S2Encoder(nn.Module):
 
     def _model(self, x: Tensor) -> Tensor:
         """Normalised tiles (n, 3, tile, tile) -> float32 tokens (n, P + N, D)."""
-        return self.model(x.to(self.computes_in)).float()
+        return self.model(x).float()
 
     @property
     def image_size(self) -> int:

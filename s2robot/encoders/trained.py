@@ -98,7 +98,7 @@ class TrainedEncoder(S2Encoder):
 class Pixels(TrainedEncoder):
     """Return the frames that a `TrainedEncoder` crops, uint8 (B, h * w, 3), so that the feature cache stores them."""
 
-    stored = "uint8"
+    stored, dtype, computes_in = "uint8", "float32", torch.float32
 
     def __init__(self, encoder: TrainedEncoder) -> None:
         nn.Module.__init__(self)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from s2robot.backbones.backbone import Backbone
+from s2robot.backbones.inference import default_dtype
 from s2robot.core.errors import UserError
 from s2robot.core.settings import read
 from s2robot.encoders.build import EncoderSettings, arguments, backbone_of
@@ -177,7 +178,7 @@ class Tail(nn.Module):
         settings, backbone = _read(cfg, blocks)
         encoder = S2Encoder(backbone, **arguments(settings, backbone))
         self.layouts = [encoder.layout_of(*size) for size in frames]
-        self.front, self.dtype = encoder.num_prefix_tokens, encoder.computes_in
+        self.front, self.dtype = encoder.num_prefix_tokens, encoder.dtype
         self.output = "pooled" if encoder.pool == "mean" else "tokens"
         self.last = Last(backbone.model, blocks)  # type: ignore[arg-type]
         self.last.requires_grad_(not lora)
@@ -213,8 +214,9 @@ class Tail(nn.Module):
             entering[:, i, : layout.tiles * each].unflatten(1, (layout.tiles, each)).transpose(0, 1)
             for i, layout in enumerate(self.layouts)
         ]  # (tiles, F, P + n, D) each
-        x = torch.cat([t.flatten(0, 1) for t in tiles]).to(self.dtype)
-        weights = {name: value.to(self.dtype) for name, value in self.weights().items()}
+        dtype = default_dtype(entering.device, self.dtype)
+        x = torch.cat([t.flatten(0, 1) for t in tiles]).to(dtype)
+        weights = {name: value.to(dtype) for name, value in self.weights().items()}
         out = torch.cat([functional_call(self.last, weights, (part,)) for part in x.split(_TILES)]).float()
         features = []
         sizes = [len(t) * t.shape[1] for t in tiles]

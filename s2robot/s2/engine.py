@@ -17,8 +17,6 @@ from torch.nn import functional as F
 from s2robot.backbones.libraries import Size
 from s2robot.s2.tiling import Layout
 
-OUTPUTS = ("tokens", "map", "pooled")
-
 Model = Callable[[Tensor], Tensor]  # (B, 3, th, tw) -> (B, P + N, D)
 
 

@@ -25,10 +25,8 @@ from s2robot.backbones.device import channels_first, tensor_of
 from s2robot.backbones.inference import prepare, shared_copy
 from s2robot.backbones.libraries import Overrides
 from s2robot.core.errors import UserError, one_of
-from s2robot.s2.engine import OUTPUTS, encode, pyramid
+from s2robot.s2.engine import encode, pyramid
 from s2robot.s2.tiling import Layout, Size, base_size, plan_levels
-
-RESIZES = ("native", "upsample")
 
 
 class S2(nn.Module):
@@ -75,8 +73,8 @@ class S2(nn.Module):
         **overrides: Unpack[Overrides],
     ) -> None:
         super().__init__()
-        one_of("output", output, OUTPUTS)
-        one_of("resize", resize, RESIZES)
+        one_of("output", output, ("tokens", "map", "pooled"))
+        one_of("resize", resize, ("native", "upsample"))
         if scales is not None and sizes is not None:
             raise UserError("sizes: expected either scales or sizes, got both")
         backbone = find_backbone(model, **overrides)

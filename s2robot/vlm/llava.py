@@ -19,7 +19,6 @@ from torch import nn
 from s2robot.core.errors import UserError, one_of, require
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-RESIZES = ("native", "reference")
 
 
 def register() -> None:
@@ -61,7 +60,7 @@ def s2_llava(
 
     inner, scales = _inner(model), tuple(scales)
     config, tower = model.config, inner.vision_tower
-    one_of("resize", resize, RESIZES)
+    one_of("resize", resize, ("native", "reference"))
     integers = all(type(scale) is int for scale in scales)
     if not integers or scales[:1] != (1,) or list(scales) != sorted(set(scales)):
         raise UserError(f"scales: expected increasing integers from 1, such as (1, 2, 3), got {scales}")

@@ -7,15 +7,17 @@ from s2robot.golden import FILE, write_trace
 from s2robot.loading import image_size_of, load_networks
 
 
-def test_doctor_passes_here_and_names_missing_packages(here, monkeypatch, save_untrained, tmp_path):
+def test_doctor_passes_here_and_names_missing_packages(here, monkeypatch):
     good = here("doctor")
     lines = {line.split()[1]: line for line in good.stdout.splitlines()}
     assert good.returncode == 0 and lines["sim"].startswith("ok") and "MUJOCO_GL=" in lines["drawing"]
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "xarm" else name)
     monkeypatch.setattr(doctor, "version", lambda name: "0.1")
     monkeypatch.setattr(doctor, "choose_gl", lambda: 1 / 0)
+    monkeypatch.setattr(doctor, "default_dtype", lambda: torch.float32)
     bad = here("doctor")
-    assert bad.returncode == 1 and "pip install 's2robot[xarm]'" in bad.stdout
+    texts = "pip install 's2robot[xarm]'", "without bfloat16"
+    assert bad.returncode == 1 and all(text in bad.stdout for text in texts)
     assert "FAIL  drawing       ZeroDivisionError: division by zero\n" in bad.stdout
     assert any(x.startswith("FAIL  numpy") and x.endswith("got 0.1") for x in bad.stdout.splitlines())
 

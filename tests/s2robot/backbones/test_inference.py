@@ -161,6 +161,7 @@ def test_copies_and_pickles_compute_the_same():
         assert torch.equal(other(images()), expected)
         attention = other.blocks[0].attn
         assert not can_pack() or attention.forward.args[0] is attention  # not the original's
+    assert copy.deepcopy(fast.to("meta")).norm.weight.is_meta  # packs on the CPU only
 
 
 def test_default_dtype(monkeypatch):

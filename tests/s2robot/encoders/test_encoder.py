@@ -1,6 +1,7 @@
 """Encoders: their features, their fingerprints, and every file and setting they reject."""
 
 import json
+import pickle
 import sys
 from dataclasses import asdict
 
@@ -147,6 +148,10 @@ def test_bfloat16_is_float32_where_it_would_be_emulated(monkeypatch, images):
         made.append(S2Encoder(make_vit(), (16, 32), dtype="bfloat16"))
         assert torch.equal(made[-1].encode(images), exact) is not native
     assert made[0].fingerprint == made[1].fingerprint
+    fast, moved = made[1].encode(images), pickle.loads(pickle.dumps(made[0])).to("cpu")  # now native
+    assert torch.equal(moved.encode(images), fast) and not torch.equal(made[0].encode(images), fast)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert 0 < (moved.to("cpu").encode(images) - exact).abs().max() < 0.02 and moved.gflops_per_image
 
 
 class Patches(torch.nn.Module):
@@ -271,9 +276,7 @@ def test_missing_package_and_unreachable_hub_are_one_error_line(monkeypatch):
         raise OSError("no route\nand more")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    build_rejected(
-        "^encoder.checkpoint: .*_dinov2.*: no route and more$", name="timm:vit_small_patch14_dinov2"
-    )
+    build_rejected("^encoder.checkpoint: .*resnet18.*: no route and more$", name="timm:resnet18")
 
 
 def test_weights_of_an_installed_package_match_timm(tmp_path, monkeypatch):
