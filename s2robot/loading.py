@@ -40,7 +40,7 @@ class _Acts(Stored):
     camera_geometry: dict[str, dict[str, Any]] | None = None
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: str, key: str = "device") -> torch.device:
     """Return the device with a name; `auto` is the GPU if there is one. UserError if this machine has no such device."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = None
@@ -48,7 +48,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
     if device is None or (device.type == "cuda" and (device.index or 0) >= gpus):
         known = "auto, cpu, cuda or cuda:0, cuda:1, ..."
-        raise UserError(f"device: expected {known} (torch finds {gpus} GPUs here), got {name!r}")
+        raise UserError(f"{key}: expected {known} (torch finds {gpus} GPUs here), got {name!r}")
     return device
 
 

@@ -27,6 +27,7 @@ from s2robot.core.provenance import policy_sha256, versions
 from s2robot.core.run_folder import is_first
 from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages, tracing
+from s2robot.core.workers import engine_in_use
 from s2robot.demos.lineage import TRAINING, Lineage
 from s2robot.demos.mix import Mix, tasks_of
 from s2robot.demos.schema import PARTS
@@ -41,7 +42,7 @@ from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import headline
 from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.golden import write_trace
-from s2robot.loading import image_size_of, load_networks
+from s2robot.loading import device_of, image_size_of, load_networks
 from s2robot.overrides import key_of
 from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
@@ -137,7 +138,9 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
             values[key] = round(float(number[1]) * space["rate_hz"])
     policy = read(PolicySettings, values, "policy") if values else None
     settings = read(TrainSettings, cfg.get("train", {}), "train")
-    if {settings.accelerator, settings.strategy} != {"auto"}:  # reject an unavailable device before encoding
+    for name in ("features",) if engine_in_use().is_remote else ("features", "evaluate"):
+        device_of(cfg.get(name, {}).get("device", "auto"), f"{name}.device")  # reject it before recording
+    if (settings.accelerator, settings.devices, settings.strategy) != ("auto", 1, "auto"):
         from s2robot.training.run import fabric_of  # imports lightning
 
         fabric_of(settings, "train")

@@ -68,12 +68,9 @@ def processor_s() -> float:
 
 
 def age_s() -> float:
-    """Return the seconds since this process started, or its CPU seconds on a system without /proc."""
-    try:
-        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - start / _TICKS
-    except (OSError, AttributeError, ValueError):
-        return time.process_time()
+    """Return the seconds since this process started."""
+    start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - start / _TICKS
 
 
 class Stages:

@@ -55,7 +55,6 @@ class Pool:
     """Workers that share a task queue, each served by a thread. Leaving the context drops tasks that have not started."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
-        self.lost = 0  # tasks that had to be restarted
         self._workers, self._threads = workers, list[Thread]()
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()  # None wakes a thread when the pool closes
         self._lock, self._closed, self._failed_starts = RLock(), False, 0
@@ -158,7 +157,7 @@ class Pool:
             result = worker.call(task.function, task.args)
         except Died as error:
             with self._lock:
-                self.lost, task.deaths = self.lost + 1, task.deaths + 1
+                task.deaths += 1
                 if task.deaths == TRIES:
                     name = getattr(task.function, "__qualname__", "a task")
                     text = f"{name}: {TRIES} workers died while running it ({error})"

@@ -29,13 +29,10 @@ from s2robot.core.timing import span
 from s2robot.training.loop import Learner
 from s2robot.training.settings import Fitting
 
-# raised by a strategy's dependencies
-_UNAVAILABLE = (ValueError, RuntimeError, ImportError, TypeError)
-
 
 def fabric_of(settings: Fitting, where: str) -> Fabric:
     """Return Fabric without starting its processes; UserError for an unavailable device, strategy or precision."""
-    with reported(where, kinds=_UNAVAILABLE):
+    with reported(where):  # Lightning raises many types
         return Fabric(
             accelerator=settings.accelerator,
             devices=settings.devices,
@@ -48,7 +45,7 @@ def fabric_of(settings: Fitting, where: str) -> Fabric:
 def launch(settings: Fitting, where: str) -> Fabric:
     """Return Fabric with its processes started (UserError: see `fabric_of`)."""
     fabric = fabric_of(settings, where)
-    with reported(where, kinds=_UNAVAILABLE):
+    with reported(where):
         fabric.launch()
         if settings.threads:
             torch.set_num_threads(settings.threads)

@@ -141,12 +141,15 @@ def koch(path, episodes: int = 12, source: object = SOURCE["source"]):
     return f"demos.path={write_noise(path, {'top': (32, 32)}, [9] * episodes, **about)}"
 
 
-def test_missing_encoder_choice_or_device_is_rejected_before_encoding(here, cache, small, tmp_path):
+def test_missing_encoder_or_device_is_rejected_before_encoding(here, cache, small, tmp_path, monkeypatch):
     demos = koch(tmp_path / "koch.zarr")
     for verb, settings in (("train", TRAINING), ("encode", ["features.workers=1"])):
         line = refused(here(verb, demos, *settings), verb)
         assert all(f"encoder={name}" in line for name in ("efficientnet_lite0", "dinov2_s", "mvp-tiny"))
-    assert "gpus" in refused(here("train", demos, small[0], *TRAINING, "train.accelerator=gpus"), "train")
+    monkeypatch.setattr("lightning_fabric.accelerators.cuda.num_cuda_devices", lambda: 1)
+    cases = {"train.accelerator=gpus": "gpus", "train.devices=2": "[0, 1]", "features.device=x": "'x'"}
+    for setting, words in cases.items():
+        assert words in refused(here("train", demos, small[0], *TRAINING, setting), "train")
     assert not cache.exists() and not list((tmp_path / "runs").glob("*/*"))
 
 

@@ -1,4 +1,4 @@
-"""Loading a policy: its actions, a damaged contract, and a missing device."""
+"""Loading a policy: its actions, and a damaged contract."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import torch
 
 import s2robot
 from s2robot.core.errors import UserError
-from s2robot.loading import device_of, load_networks
+from s2robot.loading import load_networks
 
 
 @pytest.mark.parametrize(
@@ -24,14 +24,6 @@ def test_error_names_the_damaged_key_of_a_contract(slow_policy, tmp_path, key, v
     (folder / "policy.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=f"^{folder}: {key}.*: expected "):
         load_networks(folder, torch.device("cpu"))
-
-
-def test_missing_device_is_one_error_line():
-    assert device_of("cpu") == torch.device("cpu")
-    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for wrong in ("gpu", "cuda:99"):
-        with pytest.raises(UserError, match=f"device: expected auto, cpu, cuda.*, got '{wrong}'"):
-            device_of(wrong)
 
 
 def test_load_policy_returns_a_policy_that_acts(slow_policy):

@@ -154,6 +154,7 @@ def test_unusable_demos_are_one_error_line(here, recorded, tiny_encoder, tmp_pat
         ("train", [encoder, f"demos.path={cut}"], "cut.zarr/data/state/c."),
         ("run", [encoder, f"demos.path={store.path}"], "panda.zarr: robot: expected xarm7, got panda"),
         ("record", ["episodes=1", "workers=1", f"out={recorded}"], "nothing was overwritten"),
+        ("run", ["record=true", "evaluate.device=cuda:9", "encoder.checkpoint=no"], "evaluate.device: "),
     ):
         assert text in refused(here(verb, *words), verb)
     assert EpisodeStore.open(recorded).fingerprint == source.fingerprint
