@@ -100,11 +100,6 @@ class Policy(NamedTuple):
     def image_size(self) -> ImageSize:
         return image_size_of(self.contract, self.encoder)
 
-    @property
-    def seed(self) -> int:
-        """Seed of everything that a head samples in this episode."""
-        return self.actor.seed
-
     def reset(self, seed: int | None = None, task: str | None = None) -> None:
         """Begin an episode; the heads sample with ``seed``, or with a new one if None."""
         self.actor.reset(seed, task)

@@ -23,6 +23,7 @@ from s2robot.demos.record import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.gl import require_simulator
+from s2robot.loading import device_of
 
 # settings that do not change the trained weights
 _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "resume")
@@ -101,7 +102,8 @@ def _prepare(
         why = f"expected positions other than the evaluation's from {evaluation.seed} on"
         raise UserError(f"recording.seed: {why}, got {seeds.start} to {seeds.stop - 1}")
     task = pipeline.read_task(cfg)
-    read_some(DaggerSettings, cfg.recording, "recording")  # fail before the first training
+    settings = read_some(DaggerSettings, cfg.recording, "recording")
+    device_of(settings.device, "recording.device")  # fail before the first training
     task.demos.first()
     demos = EpisodeStore.open(task.demos.folder())
     picker_of(demos)

@@ -67,10 +67,8 @@ def stages(out):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            "recording.seed=9999",
-            "recording.seed: expected positions other than the evaluation's from 10000 on",
-        ),
+        ("recording.seed=9999", "recording.seed: expected positions other than the evaluation's from 10000"),
+        ("recording.device=x", "recording.device: expected auto, cpu"),
         ("evaluate.seed=503", "evaluate.seed: positions 503 to 503 hold 1 that the demos"),
         ("recording.imitate_visited=opne", "recording.imitate_visited: expected "),
         ("recording.checkpoint=''", "recording.checkpoint: expected "),
