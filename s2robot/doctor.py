@@ -66,7 +66,7 @@ def machine() -> Iterator[Check]:
     yield Check("versions", True, ", ".join(f"{name} {found}" for name, found in versions().items()))
     yield from pins()
     emulates = "" if default_dtype() == torch.bfloat16 else ", without bfloat16 (encoders compute in float32)"
-    yield Check("processor", True, f"{os.cpu_count()} cores{emulates}")
+    yield Check("processor", True, f"{len(os.sched_getaffinity(0))} cores{emulates}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(gpus) or "torch finds none; everything runs on the CPU"
     yield Check("gpu", bool(gpus), text, needed=False)

@@ -35,7 +35,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
     def shares(self) -> tuple[int, int]:
         """Return the number of processes and the threads per process; the default is one, since waiting threads spin."""
         threads = self.threads or 1
-        return self.workers or max(1, (os.cpu_count() or 1) // threads), threads
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // threads), threads
 
 
 def encode_demos(

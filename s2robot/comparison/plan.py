@@ -153,7 +153,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     chosen = every_two if experiment.pairs is None else experiment.pairs
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
     facts = {arm.name: _resolve(arm, common) for arm in arms}
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
     plan = Plan(
         out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), facts=facts, main=World(out),

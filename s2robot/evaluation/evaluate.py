@@ -146,7 +146,7 @@ def _roll_out(
     e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
     """Run and film the missing episodes; episodes.jsonl is complete and sorted afterwards."""
-    journal, workers = out / "episodes.jsonl", e.workers or os.cpu_count() or 1
+    journal, workers = out / "episodes.jsonl", e.workers or len(os.sched_getaffinity(0))
     with bar("evaluating") as update:
         found = run_episodes(
             config, planner, e.episodes, e.seed, workers, journal,

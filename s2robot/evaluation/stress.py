@@ -119,7 +119,7 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
         for e, seed in enumerate(settings.positions)
         if e not in journals[c].records
     ]
-    state, width = partial(StressWorld, config, planner), settings.workers or os.cpu_count() or 1
+    state, width = partial(StressWorld, config, planner), settings.workers or len(os.sched_getaffinity(0))
     with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
         update(known := total - len(todo), total)
         each = pool.as_done(StressWorld.run, todo)

@@ -81,7 +81,8 @@ class FrameBank:
     def _add_files(self) -> None:
         digest, videos = hashlib.sha256(), 0
         for file in [self.path] if self.path.is_file() else sorted(self.path.rglob("*")):
-            if file.name.startswith("."):  # partial files and file managers' metadata
+            # partial files, file managers' metadata, and files in folders such as .Trash-1000
+            if any(name[0] == "." for name in file.relative_to(self.path).parts):
                 continue
             if file.suffix.lower() in IMAGES:
                 self._add(1, partial(_read_rgb, file))

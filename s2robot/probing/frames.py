@@ -118,7 +118,7 @@ class FrameFeatures:
         missing = [seed for seed in self.seeds if not self.file(seed).is_file()]
         jobs = [(self.file(seed), world, seed, cfg.frames) for seed in missing]
         if jobs:
-            workers = min(cfg.workers or max(1, (os.cpu_count() or 1) // 2), len(jobs))
+            workers = min(cfg.workers or max(1, len(os.sched_getaffinity(0)) // 2), len(jobs))
             with worker_pool(workers) as pool, bar("rendering frames") as update:
                 for done, _ in enumerate(pool.in_order(_draw_to, jobs), 1):
                     update(done, len(jobs))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from s2robot.core.timing import Stages, age_s, processor_s, span, tracing
+from s2robot.features import FeaturesSettings
 
 BURN = "import time\nwhile time.process_time() < 0.3: pass"
 TICK = 1 / os.sysconf("SC_CLK_TCK")  # four figures of a running process are each truncated to a tick
@@ -26,6 +27,7 @@ def burn(seconds: float) -> None:
 
 def test_stages_add_up_to_the_total_including_children(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+    assert FeaturesSettings(threads=1).shares() == (3, 1)
     timed = Stages(tmp_path / "stages.json")
     with timed("own"):
         burn(0.2)

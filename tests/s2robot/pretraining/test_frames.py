@@ -101,8 +101,9 @@ def test_broken_images_are_named_and_16_bit_greys_are_preserved(tmp_path):
     for content in (b"", b"not an image", valid[:2000], valid[:50] + b"\0" * 400 + valid[450:]):
         path.write_bytes(content)
         rejects(tmp_path, f"^{path}: not a readable image: ")
-    path.unlink()
-    (tmp_path / "._a.png").write_bytes(b"a file manager's note")
+    path.rename(tmp_path / "._a.png")  # as a file manager's note
+    (tmp_path / ".Trash-1000").mkdir()
+    (tmp_path / ".Trash-1000/b.png").write_bytes(valid)
     assert len(FrameBank(tmp_path)) == 1
     ramp = np.linspace(0, 65535, 8).astype(np.uint16)[None].repeat(8, 0)
     Image.fromarray(ramp).save(path)
