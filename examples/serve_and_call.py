@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 
+from s2robot.envs.frames import size_of
 from s2robot.serving.remote import RemotePolicy
 from s2robot.serving.token import read_token
 
@@ -31,9 +32,9 @@ def main(argv: list[str] | None = None) -> np.ndarray:
         url = server.stdout.readline().split()[-1]  # printed once the server is ready
         with RemotePolicy(url, read_token(), deadline_s=args.deadline) as policy:
             policy.reset()
-            frame = np.zeros((policy.image_size, policy.image_size, 3), np.uint8)
-            observation = {"images": dict.fromkeys(policy.cameras, frame), "proprio": np.zeros(8, np.float32)}
-            action = policy.act(observation)  # an action before the deadline, or a RemoteError
+            images = {c: np.zeros((*size_of(policy.image_size, c), 3), np.uint8) for c in policy.cameras}
+            # an action before the deadline, or a RemoteError
+            action = policy.act({"images": images, "proprio": np.zeros(8, np.float32)})
             print(f"{url}: {np.round(action, 4)}, {1000 * policy.server_s:.0f} ms on the server")
     finally:
         server.terminate()

@@ -262,10 +262,11 @@ class Actor:
         for key in ("images", "proprio"):
             if observation.get(key) is None:
                 raise _invalid(key, "a value", ", ".join(observation) or "nothing")
+        checked = self._state(observation["proprio"]), self._frames(observation["images"])
         if (task := observation.get("task")) is not None or not self._has_task:
             self.batch.set_task([0], task)
             self._has_task = True
-        return self._state(observation["proprio"]), self._frames(observation["images"])
+        return checked
 
     def _state(self, values: Any) -> np.ndarray:
         """Validate proprioception (P,), and warn if it is far from the data that the normaliser was fitted on."""

@@ -9,8 +9,8 @@
 Shapes: features (B, T, C, N, D), proprio (B, T, P), or with tasks (B, T, P + tasks), past_actions (B, T, A) with the
 last step unknown, pad (B, T) True before the episode, actions (B, K, A), action_pad (B, K) True beyond its end. A batch
 can hold each frame once, features (F, C, N, D), with indices, frames (B, T). For a causal body, it can have a target at
-every step, actions (B, T, K, A) and action_pad (B, T, K). If processes share a batch, target_counts (K,) or (T, K) is
-the mean count of targets per process, so that the mean of their losses is the loss of the full batch.
+every step, actions (B, T, K, A) and action_pad (B, T, K). For a part of a batch, target_counts (K,) or (T, K) is what a
+loss divides by: the batch's counts of targets, so that the parts' losses add up to its loss, or counts per process.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class ChunkPolicy(nn.Module):
             action_pad = torch.cat([torch.ones_like(action_pad[:, :1]), action_pad[:, 1:]], 1)
         actions = actions.masked_fill(action_pad[..., None], 0)
         weight = counts = (~action_pad).float()  # (B, K)
-        if "target_counts" in batch:  # processes share the batch
+        if "target_counts" in batch:  # a part of a batch
             counts = batch["target_counts"].float()  # (K,), or (T, K)
             if every and start is not None:
                 counts = torch.cat([torch.zeros_like(counts[:1]), counts[1:]])

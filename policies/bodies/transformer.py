@@ -111,7 +111,7 @@ class TransformerBody(nn.Module):
         visible = ~torch.cat(hidden, 1)  # (B, S)
         # Zero the padding: an attention weight of 0 times NaN would be NaN.
         x = torch.cat(tokens, 1).masked_fill(~visible[..., None], 0)  # (B, S, W)
-        return self._attend(x, visible[:, None, None], slice(-1, None)).flatten(1)
+        return attend(self.blocks, self.norm, x, visible[:, None, None], slice(-1, None)).flatten(1)
 
     def _causal(self, images: Tensor, proprio: Tensor, past: Tensor, pad: Tensor, every: bool) -> Tensor:
         """Order the tokens by step: images, state, previous action, mask token."""
@@ -132,7 +132,7 @@ class TransformerBody(nn.Module):
         padded = pad.repeat_interleave(size, 1)[:, None, None] & (ago != 0)  # (B, 1, T * S, T * S)
         visible = bias[None].masked_fill(padded, -torch.inf)
         queries: slice | Tensor = token.view(t, size)[:, -1] if every else slice(-1, None)
-        out = self._attend(x, visible, queries)  # (B, T or 1, W)
+        out = attend(self.blocks, self.norm, x, visible, queries)  # (B, T or 1, W)
         return out.reshape(b, t, self.width) if every else out.flatten(1)
 
     def _unseen(self, masks: Tensor, states: Tensor, ago: Tensor) -> Tensor:
@@ -144,9 +144,6 @@ class TransformerBody(nn.Module):
         guarded = masks if self.settings.proprio_history else masks | states
         hidden = guarded & ~(masks[:, None] & (ago == 0))
         return ((ago < 0) | hidden) & ~torch.eye(len(ago), dtype=torch.bool, device=ago.device)
-
-    def _attend(self, x: Tensor, visible: Tensor, queries: slice | Tensor) -> Tensor:
-        return attend(self.blocks, self.norm, x, visible, queries)
 
 
 def attend(

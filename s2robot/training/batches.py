@@ -116,9 +116,12 @@ class Batches:
         drawn = shuffled(self.count, seed, at) if self._mix is None else mixed(self.groups, seed, at)
         batch = self.take(drawn[rank * size // world : (rank + 1) * size // world], self.every, self.product)
         if world > 1:
-            counts = (~self._targets(drawn, self.every)[1]).sum(0) / world
-            batch["target_counts"] = moved(counts, self.device)
+            batch["target_counts"] = self.target_counts(drawn, self.every) / world
         return batch
+
+    def target_counts(self, rows: Tensor, every: bool = False) -> Tensor:
+        """Return the number of targets of these windows by position in a chunk, (K,), or at every step (T, K)."""
+        return moved((~self._targets(rows, every)[1]).sum(0), self.device)
 
     def windows_of(self, size: int) -> int:
         """Return the number of windows in a batch of `size` targets."""

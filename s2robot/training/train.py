@@ -304,16 +304,18 @@ class _Run(Run):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Return the averaged weights' mean scalars over all held-out windows, weighted by share in a mix."""
+        """Return the averaged weights' mean scalars over all held-out targets, weighted by share in a mix."""
         data, totals = self.validation, dict[str, Tensor]()
         if data is None:
             return {}
         model = self.averaged.eval()
+        torch.manual_seed(self.settings.seed)  # rows differ in their weights, not in the noise of a head
         for share, group in data.groups:
+            counts = {"target_counts": data.target_counts(group)}
             for rows in group.split(self.settings.batch_size):
-                _, scalars = model(data.take(rows))
+                _, scalars = model(data.take(rows) | counts)
                 for name, value in scalars.items():
-                    totals[name] = totals.get(name, 0) + share * value.double() * len(rows) / len(group)
+                    totals[name] = totals.get(name, 0) + share * value.double()
         return {name: value.item() for name, value in totals.items()}
 
     def _write(self, step: int, row: Row) -> None:
@@ -336,9 +338,9 @@ class _Run(Run):
 
     def _save_checkpoint(self, name: str = "checkpoint") -> None:
         row = self.history[-1] if self.history else {}
-        main = ("step", "train_loss", "val_loss")
+        main = ("train_loss", "val_loss")
         summary = {k: row[k] for k in row if k in main or (k.startswith("val_") and k.endswith("_error"))}
-        training = {**self.contract["training"], **summary}
+        training = {**self.contract["training"], **summary, "step": self.learner.step}
         save(self.out / name, self.averaged, {**self.contract, "training": training})
 
     def _keep_best(self) -> None:

@@ -52,10 +52,13 @@ def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, 
     policy, _ = load_checkpoint(fit(task_data, tmp_path, spec, steps=60, lr=1e-2, validation=0.0))
     actor = Actor(policy, lambda frames: torch.zeros(1, len(frames), TOKENS, DIM))
     obs = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
-    with pytest.raises(UserError, match="task: expected one of push it left, push it right, got None"):
-        actor.act(obs)
-    with pytest.raises(UserError, match="task: .* got 'push it rihgt', did you mean 'push it right'"):
-        actor.act(obs | {"task": "push it rihgt"})
+    for changes, words in (
+        ({"task": TASKS[1], "proprio": np.zeros(2)}, "proprio: expected 8 numbers"),  # selects no task
+        ({}, "task: expected one of push it left, push it right, got None"),
+        ({"task": "push it rihgt"}, "task: .* got 'push it rihgt', did you mean 'push it right'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            actor.act(obs | changes)
     actor.reset(0)
     left = actor.act(obs | {"task": TASKS[0]})
     actor.reset(0, TASKS[1])

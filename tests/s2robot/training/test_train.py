@@ -76,7 +76,7 @@ def test_a_stopped_run_resumes_exactly(data, tmp_path, monkeypatch, number, at, 
         fit(data, tmp_path / "cut", spec)
     assert signal.getsignal(number) is usual
     assert torch.load(tmp_path / "cut/training_state.pt", weights_only=True)["step"] == at + 1
-    load_checkpoint(tmp_path / "cut/checkpoint")
+    assert load_checkpoint(tmp_path / "cut/checkpoint")[1]["training"]["step"] == at + 1
     torch.manual_seed(99)  # a new process has a different random state
     fit(data, tmp_path / "cut", spec)
     for name in ("checkpoint", "checkpoint_best"):
@@ -192,6 +192,12 @@ def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_p
     trained = {"loss", "joint_loss", "gripper_loss", "gripper_accuracy", "joint_error_rad"}
     expected = {"step", "passes", "lr", "grad_norm", *TIMES} | {f"train_{name}" for name in trained}
     assert all(set(row) == expected and row["passes"] == done * 16 / windows for done, _, row in rows)
+
+
+def test_equal_weights_have_equal_validation_loss(data, tmp_path):
+    spec = make_spec(head={"kind": "flow", "width": 8, "layers": 1})
+    fit(data, tmp_path, spec, lr=1e-12, weight_decay=0.0)
+    assert len({round(row["val_loss"], 6) for row in rows_of(tmp_path)}) == 1
 
 
 def test_steps_without_a_target_are_not_executed(data, tmp_path):
