@@ -1,6 +1,6 @@
 """The interface of heads, which map the body's context vector to a chunk of K actions.
 
-    head = build_head({"kind": "flow"}, HeadSizes(context=512, chunk=8, slots=spec.action.slots))
+    head = build_head(read_head({"kind": "flow"}), HeadSizes(context=512, chunk=8, slots=spec.action.slots))
     result = head.loss(context, target, weight)       # result.loss is a scalar with gradient
     head.sample(context, noise)                       # (B, K, A)
 

@@ -152,9 +152,6 @@ def _check_and_note_round(out: Path, settings: DaggerSettings) -> None:
     note_round(out, now)
 
 
-# ---------------------------------------------------------------- an episode
-
-
 def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Run an episode of a policy, with takeover by the expert.
 

@@ -108,8 +108,7 @@ class Batches:
     def step(self, step: int, size: int, seed: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """Return this process's share of a step's `size` targets, from consecutive shuffled epochs; see `mixed`.
 
-        With several processes, `target_counts` (K,), or (T, K) at every step, is the mean number of targets per
-        process at each position of a chunk, so that the mean of their losses is the loss of the whole batch.
+        With several processes, `target_counts` is the mean of theirs: the mean of their losses is that of the batch.
         """
         size = self.windows_of(size)
         at = range(step * size, (step + 1) * size)

@@ -195,8 +195,7 @@ def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_p
 
 
 def test_equal_weights_have_equal_validation_loss(data, tmp_path):
-    spec = make_spec(head={"kind": "flow", "width": 8, "layers": 1})
-    fit(data, tmp_path, spec, lr=1e-12, weight_decay=0.0)
+    fit(data, tmp_path, make_spec(head={"kind": "flow"}), lr=1e-12, weight_decay=0.0)
     assert len({round(row["val_loss"], 6) for row in rows_of(tmp_path)}) == 1
 
 
