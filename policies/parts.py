@@ -112,8 +112,7 @@ class Parts:
 
         `cumulative`: deltas as sums and relative rotations as products, from the first step on.
         """
-        sums = lambda x: x.cumsum(-2)  # noqa: E731
-        return self._over_steps(self.inner(actions), cumulative, sums, rotations.composed)
+        return self._over_steps(self.inner(actions), cumulative, lambda x: x.cumsum(-2), rotations.composed)
 
     def actions(self, targets: Tensor, cumulative: bool) -> Tensor:
         """Invert `targets` up to inner values; rotations are orthonormalised.  # (..., K, W)"""

@@ -149,11 +149,9 @@ class DiffusionHead(DenoisingHead):
 
                 clean = self.guided(guess, actions / size, alpha.sqrt() / size, pending)
                 epsilon = (actions - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-            if level == 0:
-                return unsigned(clean, self.slots)
             signal = self.signal[below]
             actions = signal.sqrt() * clean + (1 - signal).sqrt() * epsilon
-        raise AssertionError("the levels end with 0")
+        return unsigned(clean, self.slots)  # of level 0
 
     def _split(self, noisy: Tensor, output: Tensor, signal: Tensor) -> tuple[Tensor, Tensor]:
         """Split a noisy chunk into the clean chunk and the noise, by the network's output."""

@@ -57,13 +57,9 @@ class GmmHead(Head):
         if not self.settings.spread:
             return actions
         around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
-        offset, at, pieces = around * _pick(std, chosen), 0, []  # (B, K, G)
-        for slot in self.slots:
-            x = actions[..., slot.at]
-            if not slot.binary:
-                x, at = x + offset[..., at : at + slot.width], at + slot.width
-            pieces.append(x)
-        return torch.cat(pieces, -1)
+        offsets = (around * _pick(std, chosen)).split([s.width for s in self.slots if not s.binary], -1)
+        each = iter(offsets)  # (B, K, width)
+        return torch.cat([actions[..., s.at] + (0 if s.binary else next(each)) for s in self.slots], -1)
 
     def _mixture(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log shares (B, M), means (B, M, K, A) with logits for binary numbers, and deviations (B, M, K, G)."""

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -141,12 +141,18 @@ class Batches:
 
 def shuffled(count: int, seed: int, positions: Sequence[int]) -> Tensor:
     """Return these positions of an endless sequence of shuffles of 0..count-1."""
-    first, last = positions[0] // count, positions[-1] // count
-    orders = [_shuffle(count, seed * 100_003 + epoch) for epoch in range(first, last + 1)]
-    return torch.cat(orders)[positions[0] - first * count : positions[-1] + 1 - first * count]
+    return _positions(positions, count, lambda epoch: _shuffle(count, seed * 100_003 + epoch))
 
 
-@lru_cache(maxsize=64)
+def _positions(positions: Sequence[int], size: int, order: Callable[[int], Tensor]) -> Tensor:
+    """Return these positions of a sequence of epochs of `size` windows."""
+    epochs = range(positions[0] // size, positions[-1] // size + 1)
+    return torch.cat(
+        [order(e)[max(0, positions[0] - e * size) : positions[-1] + 1 - e * size] for e in epochs]
+    )
+
+
+@lru_cache(maxsize=4)
 def _shuffle(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
@@ -158,14 +164,15 @@ def mixed(groups: Sequence[tuple[float, Tensor]], seed: int, positions: Sequence
     after all others of its group; the order is shuffled.
     """
     total = sum(len(group) for _, group in groups)
-    quotas = [max(1, round(share * total)) for share, _ in groups]
-    epoch = sum(quotas)
-    first, last = positions[0] // epoch, positions[-1] // epoch
-    orders = []
-    for e in range(first, last + 1):
-        drawn = [
-            group[shuffled(len(group), seed + i, range(e * quota, (e + 1) * quota))]
-            for i, (quota, (_, group)) in enumerate(zip(quotas, groups, strict=True))
-        ]
-        orders.append(torch.cat(drawn)[_shuffle(epoch, seed * 100_003 + e + _MIXED)])
-    return torch.cat(orders)[positions[0] - first * epoch : positions[-1] + 1 - first * epoch]
+    drawn = tuple((max(1, round(share * total)), group) for share, group in groups)
+    size = sum(quota for quota, _ in drawn)
+    return _positions(positions, size, lambda epoch: _mixed_epoch(drawn, seed, epoch))
+
+
+@lru_cache(maxsize=2)
+def _mixed_epoch(groups: Sequence[tuple[int, Tensor]], seed: int, epoch: int) -> Tensor:
+    """Return the windows of an epoch with this number of each group, shuffled."""
+    numbered = enumerate(groups)
+    drawn = [g[shuffled(len(g), seed + i, range(epoch * n, (epoch + 1) * n))] for i, (n, g) in numbered]
+    windows = torch.cat(drawn)
+    return windows[_shuffle(len(windows), seed * 100_003 + epoch + _MIXED)]

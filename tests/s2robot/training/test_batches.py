@@ -15,7 +15,7 @@ from s2robot.demos.windows import make_windows
 from s2robot.encoders.cache import Joined
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
 from s2robot.policies.normalise import Normaliser
-from s2robot.training.batches import Batches, mixed, shuffled
+from s2robot.training.batches import Batches, _mixed_epoch, mixed, shuffled
 from s2robot.training.train import train
 from tests.s2robot.training.small import CONTRACT, make_settings, make_spec
 
@@ -136,12 +136,14 @@ def test_mix_reads_as_its_concatenated_datasets(data, second, mix):
 
 def test_shares_are_exact_in_every_epoch():
     groups, seed = [(0.25, torch.arange(30)), (0.75, torch.arange(30, 50))], 7  # an epoch of 50: 12 and 38
+    _mixed_epoch.cache_clear()
     for epoch in range(3):
         assert (mixed(groups, seed, range(epoch * 50, (epoch + 1) * 50)) < 30).sum() == 12
     # within a group, counts of windows differ by at most one: 36 of 30, 114 of 20
     counts = Counter(mixed(groups, seed, range(150)).tolist())
     assert {counts[i] for i in range(30)} == {1, 2} and {counts[i] for i in range(30, 50)} == {5, 6}
     pieces = torch.cat([mixed(groups, seed, range(i, i + 16)) for i in range(0, 144, 16)])
+    assert _mixed_epoch.cache_info().misses == 9  # three times three epochs: not once for each step
     assert torch.equal(pieces, mixed(groups, seed, range(144)))  # at whichever step a run resumes
     assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
 
