@@ -79,11 +79,8 @@ def main(words: list[str]) -> None:
     print("seeds spread hard | " + " | ".join(f"p = {rate:<4} " for rate in RATES))
     for seeds, (spread, hard) in product(SEEDS, WORLDS):
         found = [arms(rng, runs, seeds, rate, spread, hard) for rate in RATES]
-        text = "{:4.1f} {median:4.2f} {mean:4.2f} {episodes:5.0f}".format
-        print(
-            f"{seeds:5d} {spread:6.2f} {hard:4.1f} | "
-            + " | ".join(text(100 * c["covered"], **c) for c in found)
-        )
+        cells = [f"{100 * each['covered']:5.1f} {each['width']:4.2f}" for each in found]
+        print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(cells))
     print(f"Inside at every look (each {LOOK} positions), %: confidence sequence, interval of a fixed number")
     for seeds in (1, 3):
         cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]

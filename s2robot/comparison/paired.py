@@ -21,6 +21,7 @@ from scipy.optimize import brentq
 from scipy.special import logsumexp
 
 from s2robot.core.errors import UserError
+from s2robot.evaluation.records import score_interval
 
 Array = np.ndarray
 SEEDS_AND_POSITIONS = "new training seeds and new positions"
@@ -53,7 +54,6 @@ class Difference:
     high: float
     p: float  # two-sided test of no difference
     scope: str  # population that low, high and p refer to: SEEDS_AND_POSITIONS or POSITIONS
-    positions: int
 
 
 def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
@@ -73,7 +73,7 @@ def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
         p = mcnemar(int((a > b).sum()), int((a < b).sum()))
     scope = SEEDS_AND_POSITIONS if both else POSITIONS
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
-    return Difference(float(a.mean() - b.mean()), low, high, p, scope, a.shape[1])
+    return Difference(float(a.mean() - b.mean()), low, high, p, scope)
 
 
 def estimate(d: Any, arms: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -132,14 +132,6 @@ def bounds(x: Any, confidence: float = 0.95) -> tuple[Any, Any, Any]:
         df = np.maximum((k - 1) * (variance / np.maximum(between, 1e-12)) ** 2, k - 1)
         quantile = stats.t.ppf(0.5 + confidence / 2, df)
     return *score_interval(p, episodes, quantile), episodes
-
-
-def score_interval(p: Any, episodes: Any, quantile: Any) -> tuple[Any, Any]:
-    """Return Wilson's low and high (...) for a proportion p of episodes; the number of episodes may be fractional."""
-    z = quantile**2 / episodes
-    centre = (p + z / 2) / (1 + z)
-    half = quantile * np.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
-    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half))
 
 
 def predicted(

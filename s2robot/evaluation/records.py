@@ -148,10 +148,17 @@ def _actions_file(run_dir: Path, episode: int) -> Path:
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the Wilson score interval of a success probability: wilson(118, 128) -> (0.8622..., 0.9570...)."""
-    from scipy.stats import binomtest  # takes half a second to import
+    quantile = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+    low, high = score_interval(successes / episodes, episodes, quantile)
+    return float(low), float(high)
 
-    interval = binomtest(int(successes), int(episodes)).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+
+def score_interval(p: Any, episodes: Any, quantile: Any) -> tuple[Any, Any]:
+    """Return Wilson's low and high (...) for a proportion p of episodes; the number of episodes may be fractional."""
+    z = quantile**2 / episodes
+    centre = (p + z / 2) / (1 + z)
+    half = quantile * np.sqrt(p * (1 - p) / episodes + z / (4 * episodes)) / (1 + z)
+    return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half))
 
 
 class Task(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from pydantic import field_validator
+from scipy import stats
 
 from s2robot.config import task_settings
 from s2robot.core.errors import one_of
@@ -27,7 +28,7 @@ from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import make, make_cached
 from s2robot.evaluation.evaluate import world_for
-from s2robot.evaluation.records import Journal, rate
+from s2robot.evaluation.records import Journal, rate, score_interval
 from s2robot.evaluation.rollouts import LearnedPlanner, World
 from s2robot.evaluation.video import rerun, write_video
 from s2robot.loading import image_size_of, load_networks
@@ -35,7 +36,6 @@ from s2robot.reporting import page, plots
 from s2robot.reporting.page import Block, Section
 
 STRENGTHS = 5
-_RESAMPLES = 2000  # bootstrap resamples of the positions, for the interval of the score
 
 
 class StressSettings(Positions, file="stress"):
@@ -111,6 +111,7 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
     cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
     same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
+    same["policy.spec"] = policy.spec.to_dict()  # execute and ensemble do not change the weights
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
     total = len(cells) * settings.episodes
     todo = [
@@ -132,7 +133,7 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
         list(pool.in_order(StressWorld.film, shown))
     found["videos"] = [{**c._asdict(), "episode": e, "path": path} for c, e, path in films]
     found |= {"checkpoint": str(cfg.checkpoint), "versions": versions(), "command": command()}
-    records = [(c, r) for c, journal in journals.items() for r in journal.records.values()]
+    records = [(c, journals[c].records[e]) for c in cells for e in range(settings.episodes)]
     rows = [[c.axis, c.value, r["seed"], int(r["success"]), r["stage"]] for c, r in records]
     write_csv(out / "episodes.csv", ("disturbance", "value", "position", "success", "stage"), rows)
     write_json(out / "stress.json", found)
@@ -155,20 +156,21 @@ def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
 def figures(
     journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
 ) -> dict[str, Any]:
-    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths, with a
-    bootstrap interval over positions (all cells of a position are resampled together)."""
-    episodes = range(settings.episodes)
+    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths. Its interval
+    is Wilson's for as many independent episodes as have the variance of the positions' means, with Student's quantile."""
+    count, episodes = settings.episodes, range(settings.episodes)
     plain, *others = ([j.records[e]["success"] for e in episodes] for j in journals.values())
     table = np.array(others).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
     means = table.mean((0, 1))  # (N,)
-    draws = np.random.default_rng(0).integers(0, settings.episodes, (_RESAMPLES, settings.episodes))
-    low, high = np.percentile(means[draws].mean(1), (2.5, 97.5))
+    share, variance = means.mean(), max(means.var(ddof=1) / count, 1e-12)
+    effective = np.clip(share * (1 - share) / variance, count, table.size)
+    low, high = score_interval(share, effective, stats.t.ppf(0.975, count - 1))
     entries = []
     for axis, rows in zip(axes, table, strict=True):
         points = [{"value": v, **rate(row)} for v, row in zip(settings.axes[axis], rows, strict=True)]
         entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
-    score = {"success": float(means.mean()), "low": float(low), "high": float(high)}
-    positions = {"seed": settings.seed, "episodes": settings.episodes}
+    score = {"success": float(share), "low": float(low), "high": float(high)}
+    positions = {"seed": settings.seed, "episodes": count}
     undisturbed = {"value": 0.0, **rate(plain)}
     return {"score": score, "undisturbed": undisturbed, "axes": entries, "positions": positions}
 
@@ -180,7 +182,7 @@ def _chosen_films(
     solved, films = journals[UNDISTURBED].records, []
     for entry in sorted(found["axes"], key=lambda entry: entry["success"])[: settings.videos]:
         own = [cell for cell in journals if cell.axis == entry["axis"]]
-        outcomes = ((c, e, record["success"]) for c in own for e, record in journals[c].records.items())
+        outcomes = ((c, e, journals[c].records[e]["success"]) for c in own for e in range(settings.episodes))
         lost = [(c, e) for c, e, success in outcomes if solved[e]["success"] > success]
         films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
     return films

@@ -93,7 +93,7 @@ def test_one_seed_matches_agresti_and_min_by_hand():
     assert (result.low, result.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
     assert result.difference == pytest.approx(-6 / 21)
     assert result.p == pytest.approx(mcnemar(1, 7))
-    assert (result.scope, result.positions) == (POSITIONS, 21)
+    assert result.scope == POSITIONS
 
 
 def test_interval_of_identical_arms_has_a_width():
@@ -161,14 +161,6 @@ def test_interval_covers_new_seeds_and_positions(seeds, spread, hard, rate):
     assert result["covered"] > 0.93 - 0.008  # two standard errors
 
 
-def test_clearly_differing_seeds_get_students_quantile():
-    x = np.arange(128) < np.array([[125], [118], [111]])
-    low, high, method = success_interval(x)
-    pooled = wilson(354, 384)
-    assert high - low > 2.5 * (pooled[1] - pooled[0]) and "Student" in method
-    assert low < 354 / 384 < high
-
-
 def test_one_seed_is_wilson_and_extreme_outcomes_have_an_interval():
     assert success_interval(np.arange(16)[None] < 11)[:2] == pytest.approx(wilson(11, 16))
     for shape in ((1, 1), (2, 1), (7, 3)):
@@ -177,6 +169,12 @@ def test_one_seed_is_wilson_and_extreme_outcomes_have_an_interval():
             assert 0 <= low <= x.mean() <= high <= 1 and high - low > 0.05
     low, high, _ = success_interval(np.array([[1], [0]]))
     assert 0 <= low < 0.5 < high <= 1
+
+
+def test_command_of_the_documented_coverage_prints_its_tables(capsys, monkeypatch):
+    monkeypatch.setattr(coverage, "looks", lambda *_: (0.95, 0.95))  # takes seconds
+    coverage.main(["runs=2"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 15 + 1 + 2 + 1 + 9
 
 
 # ---------------------------------------------------------------- interim looks at a running comparison
@@ -211,15 +209,6 @@ def stops(a, b):
 def test_testing_after_every_position_keeps_the_error_rate():
     a, b = simulate(np.random.default_rng(10), 3000, 1, 256, (0.6, 0.6))
     assert 0.005 < (stops(a, b) > 0).mean() < 0.05
-
-
-def test_planted_gap_stops_early_and_where_sequential_does():
-    a, b = simulate(np.random.default_rng(11), 500, 1, 256, (0.75, 0.5))
-    stopped = stops(a, b)
-    assert (stopped > 0).mean() > 0.95 and np.median(stopped[stopped > 0]) < 100
-    run, n = int(np.argmax(stopped > 10)), int(stopped[stopped > 10][0])
-    p = [sequential(*tally(a[run, :, :m], b[run, :, :m]))[0] for m in (n - 1, n)]
-    assert p[0] > 0.05 >= p[1]
 
 
 @pytest.mark.parametrize(("seeds", "gap"), [(1, 0.15), (3, 0.0)])

@@ -31,6 +31,9 @@ def test_score_is_the_mean_over_cells_with_an_interval_over_positions():
     error = shares.mean(0).std() / np.sqrt(200)  # wider than for 2,000 trials: cells of a position correlate
     assert (score["high"] - score["low"]) / 2 == pytest.approx(1.96 * error, rel=0.1)
     assert score["low"] < score["success"] < score["high"]
+    perfect = dict.fromkeys([Cell("", 0, 0.0), *cells[:STRENGTHS]], Planted(np.ones(24)))
+    score = figures(perfect, ["blur"], settings.replace(episodes=24))["score"]
+    assert (score["low"], score["high"]) == pytest.approx((0.849, 1), abs=1e-3)  # not 100 % for certain
 
 
 def test_wrong_axis_is_one_error_line():
@@ -47,7 +50,7 @@ def test_command_writes_its_page_and_a_repeat_adds_nothing(here, save_untrained,
         "stress", f"checkpoint={policy}", "episodes=2", "env.cameras=[hand,left]", "env.max_steps=4", "workers=1",
         "only=[blur]", "videos=1", "hydra.run.dir=out",
     ]  # fmt: skip
-    assert here(*words).returncode == 0
+    assert here(*words, "episodes=3").returncode == 0 and here(*words).returncode == 0
     result = json.loads((tmp_path / "out" / "stress.json").read_text())
     assert [entry["axis"] for entry in result["axes"]] == ["blur"] and result["score"]["success"] == 0
     assert [len(entry["points"]) for entry in result["axes"]] == [STRENGTHS]
@@ -56,6 +59,9 @@ def test_command_writes_its_page_and_a_repeat_adds_nothing(here, save_untrained,
     journal = tmp_path / "out" / "cells" / "blur-5" / "episodes.jsonl"
     before = journal.read_text(), journal.stat().st_mtime_ns
     assert here(*words).returncode == 0 and journal.read_text() == before[0]
+    facts = json.loads((policy / "policy.json").read_text())
+    (policy / "policy.json").write_text(json.dumps(facts | {"spec": facts["spec"] | {"execute": 1}}))
+    assert "policy.spec.execute: expected" in here(*words).stderr
     refused = here(*words, "only=[blurr]")
     assert refused.returncode == 2 and "only: expected one of" in refused.stderr
     assert "did you mean 'blur'" in refused.stderr
