@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 
 from s2robot.config import open_demos, task_settings
-from s2robot.core.errors import UserError, one_of
+from s2robot.core.errors import UserError, check_same, one_of
 from s2robot.core.files import write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, short_hash, versions
@@ -79,6 +79,7 @@ def evaluate_checkpoint(
     weights: str | Path | None = None,
     demos: EpisodeStore | None = None,
     selects: bool = False,
+    repeats: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint; write episodes.jsonl, videos/ and summary.json into `out`, and return the summary.
 
@@ -88,6 +89,7 @@ def evaluate_checkpoint(
         weights: the encoder's weights file, if it has moved since training.
         demos: for control `nearest_demo`.
         selects: the result is used to select a checkpoint, so its positions may not be used for a report.
+        repeats: `episodes.settings.json` of a run that had the same policy and task vectors.
 
     Raises:
         PolicyError, UserError: the checkpoint is damaged or does not fit the world; the policy or an ancestor was trained
@@ -103,12 +105,14 @@ def evaluate_checkpoint(
     lineage.refuse(e.positions, checkpoint, "evaluate.seed", TRAINING if selects else tuple(USES))
     if lineage.note and not selects:
         print(f"note: {lineage.note}")
-    check_tasks(e, config, policy.spec.tasks)
     spec, dtype = policy.spec.to_dict(), contract["encoder"]["features_dtype"]
     identity = {"policy": policy_sha256(checkpoint), **_identity(e, contract, config, demos)}
     identity["policy.spec"] = spec  # execute and ensemble do not change the weights
     if e.task_vectors and policy.tasks is not None:
         identity["evaluate.task_vectors"] = short_hash(policy.tasks.table.tolist())
+    for key in ("policy", "evaluate.task_vectors") if repeats else ():
+        check_same(f"{checkpoint}: {key}", repeats.get(key), identity.get(key), " as in the run")
+    check_tasks(e, config, policy.spec.tasks)
     cameras, execution = contract["cameras"], (e.device, e.threads, e.instructions)
     planner: Planner = LearnedPlanner(policy, encoder, cameras, dtype, *execution)
     if e.control == "blind":
@@ -189,8 +193,8 @@ def world_for(
 
 def check_tasks(e: EvaluateSettings, config: TaskSettings, tasks: Sequence[str]) -> None:
     """Raise UserError if an instruction is not one of the policy's tasks, or if neither settings nor world provide one."""
-    for text in e.instructions if tasks else ():
-        one_of("evaluate.instruction", text, tasks)
+    for text in e.instructions:
+        one_of("evaluate.instruction", text, tasks or ["null"], "" if tasks else " (policy without tasks)")
     if len(tasks) > 1 and not e.instructions:
         with closing(make(config, draw=False)) as env:
             env.reset(seed=e.seed)

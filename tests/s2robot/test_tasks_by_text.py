@@ -67,6 +67,9 @@ def test_text_absent_from_the_demos_is_evaluated_by_its_vector(here, demos, tmp_
     assert here("evaluate", *evaluated, "evaluate.task_vectors=more.npz").returncode == 0
     rates = json.loads((tmp_path / "more/summary.json").read_text())["by_task"]
     assert {text: rate["episodes"] for text, rate in rates.items()} == {"go up": 2, "rise": 2}
+    repeat = ["reproduce", "run=more", "checkpoint=run/checkpoint", "workers=1", "margin=0.9"]
+    assert "checkpoint: evaluate.task_vectors: expected" in refused(here(*repeat), "reproduce")
+    assert here(*repeat, "task_vectors=more.npz", "hydra.run.dir=again").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,8 @@ def test_mismatched_vectors_are_rejected(tmp_path, vectors, text):
 def test_texts_and_vectors_are_validated_before_encoding(here, demos, tmp_path):
     by_index = [*demos, "policy.by_task=true", *EVALUATION, "hydra.run.dir=run"]
     assert UNKNOWN in refused(here("run", *by_index, "evaluate.instruction=rise"), "run")
+    line = refused(here("run", *demos, *EVALUATION, "evaluate.instruction=go up"), "run")
+    assert "evaluate.instruction: expected null (policy without tasks), got 'go up'" in line
     np.savez(tmp_path / "a.npz", rise=np.ones(3))
     assert "'go up', 'go down'" in refused(here("train", *demos, "policy.task_vectors=a.npz"), "train")
     assert not list((tmp_path / "cache").rglob("features.bin"))
