@@ -61,8 +61,8 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     experiment = settings.experiment
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
-    if experiment.stopping.enabled:
-        print("note: that holds without early stopping, whose test detects less with the same positions")
+    if experiment.stopping.enabled or len(plan.pairs) > 1:
+        print("note: that holds for a single pair without early stopping; otherwise, the test detects less")
     for arm in plan.arms:  # the files at a path may change between two runs
         inputs = {"encoder": plan.facts[arm.name].encoder, "demos": plan.demos}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
@@ -71,7 +71,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)
     # also at the planned end: the looks have spent part of alpha
-    seq_alpha = experiment.stopping.alpha if stopping else None
+    seq_alpha, arm_alpha = (experiment.stopping.alpha, figures.LEVEL) if stopping else (None, None)
     runs, episodes = read_runs(plan, plan.main, tried), experiment.axis_episodes or tried
     for _, worlds in axes.values():
         stages = list[Job]()
@@ -84,12 +84,12 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     outcomes, cost, arms = outcomes_of(runs), _cost(plan), []
     for arm in plan.arms:
         folders = [plan.folder(plan.main, arm, seed).relative_to(plan.out).as_posix() for seed in plan.seeds]
-        found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, seq_alpha)
+        found = figures.arm_figures(outcomes[arm.name], plan.seeds, folders, arm_alpha)
         near = figures.mean_progress(runs[arm.name]) if experiment.measure else {}
         arms.append({**plan.facts[arm.name].about, **found, **near, "ms_per_action": cost[arm.name]})
     entries, rows = [], figures.csv_rows(runs)
     for name, (default, worlds) in axes.items():
-        alpha = seq_alpha if episodes == tried else None
+        alpha = arm_alpha if episodes == tried else None
         entry, more = _curves(plan, name, experiment.axes[name], worlds, episodes, alpha)
         entries.append(entry | {"default": default})
         rows += more

@@ -196,7 +196,8 @@ def _power(power: _Facts, stopping: _Facts | None) -> list[Block]:
     enough = power["needed"] is not None and power["planned"] >= power["needed"]
     text = (
         f"Detecting a gap of {100 * power['gap']:g} points with {100 * power['power']:g} % power needs "
-        f"{_cell(power['needed'])} positions; planned: {power['planned']}, {'enough' if enough else 'too few'}."
+        f"{_cell(power['needed'])} positions, for a single pair without early stopping; planned: {power['planned']}, "
+        f"{'enough' if enough else 'too few'}."
     )
     blocks: list[Block] = [("text", text), ("table", ("gap (points)", "positions needed"), rows, 0)]
     if stopping is not None:

@@ -65,7 +65,7 @@ class Power(Settings, at="experiment.power", file=EXPERIMENT):
     strict: bool = from_yaml()
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        yield "gap", self.gap <= 1 - self.base, f"<= {1 - self.base:g} with base={self.base:g}"
+        yield "gap", self.gap + self.base <= 1, f"<= {1 - self.base:g} with base={self.base:g}"
 
 
 class Stopping(Settings, at="experiment.stopping", file=EXPERIMENT):

@@ -7,6 +7,7 @@ all_pairs(outcomes_of(runs), [10000, 10001], [("base-s2", "base")])   # differen
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,22 +69,15 @@ def _mcnemar_power(gap: float, discordant: float, positions: int, alpha: float) 
 
 def needed(gap: float, design: Power, seeds: int = 1) -> int | None:
     """Return the positions needed to detect `gap` (fraction); None if no number suffices with these training seeds."""
-    if power_at(gap, _MAX_POSITIONS, design, seeds) < design.power:
-        return None
-    low, high = 1, 2  # power at low < design.power <= power at high
-    while power_at(gap, high, design, seeds) < design.power:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = power_at(gap, middle, design, seeds) >= design.power
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+    counts = range(_MAX_POSITIONS + 1)
+    found = bisect_left(counts, design.power, 1, key=lambda count: power_at(gap, count, design, seeds))
+    return found if found in counts else None
 
 
 def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, Any], list[str]]:
     """Return the power of the planned positions, for compare.json and as lines to print. UserError if ``design.strict`` is set
     and there are too few positions."""
-    table = [{"gap": gap, "needed": needed(gap, design, seeds)} for gap in GAPS if gap <= 1 - design.base]
+    table = [{"gap": gap, "needed": needed(gap, design, seeds)} for gap in GAPS if gap + design.base <= 1]
     enough = needed(design.gap, design, seeds)
     goal = f"to detect a gap of {100 * design.gap:g} points with {100 * design.power:g} % power"
     required = f"more than {seeds} training seeds per arm" if enough is None else f"{enough} positions"
@@ -102,7 +96,7 @@ def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, An
 
 
 def arm_interval(outcomes: np.ndarray, seq_alpha: float | None = None) -> dict[str, Any]:
-    """Return an arm's success and its interval; ``seq_alpha``: alpha of a comparison with early stopping, else None."""
+    """Return an arm's success and its interval; ``seq_alpha``: alpha of a confidence sequence, else None."""
     found = paired.success_interval(outcomes)
     if seq_alpha is not None:
         found = paired.success_sequence(outcomes, seq_alpha)
@@ -170,12 +164,9 @@ def all_pairs(
 def interim(outcomes: Outcomes, pairs: Sequence[tuple[str, str]], alpha: float) -> dict[str, Any]:
     """Return one interim analysis of a sequential comparison. ``stop``: every pair is decided by Holm's rule. The intervals
     hold simultaneously, each at alpha / number of pairs."""
-    looks = [sequential(*tally(outcomes[a], outcomes[b]), alpha / len(pairs)) for a, b in pairs]
-    rows = [
-        {"a": a, "b": b, "p": look[0], "p_holm": p, "low": look[1], "high": look[2], "stop": p <= alpha}
-        for (a, b), look, p in zip(pairs, looks, paired.holm([look[0] for look in looks]), strict=True)
-    ]
-    positions = next(iter(outcomes.values())).shape[1]
+    positions, keys = next(iter(outcomes.values())).shape[1], ("a", "b", "p", "p_holm", "low", "high")
+    found = all_pairs(outcomes, range(positions), pairs, alpha)
+    rows = [{key: row[key] for key in keys} | {"stop": row["p_holm"] <= alpha} for row in found]
     return {"positions": int(positions), "pairs": rows, "stop": all(row["stop"] for row in rows)}
 
 

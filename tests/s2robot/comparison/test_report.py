@@ -10,10 +10,12 @@ import pytest
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
+from s2robot.comparison.paired import success_sequence
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.statistics import MINUS, headline, p_text
 from s2robot.core.errors import UserError
 from s2robot.core.files import read_json, write_json
+from s2robot.evaluation.records import read_records
 from s2robot.evaluation.video import write_video
 from s2robot.verbs import inspect
 from tests.s2robot.comparison.test_compare import compare_stubs, planned
@@ -21,7 +23,7 @@ from tests.s2robot.evaluation.made import record
 from tests.s2robot.html_page import Page
 
 WORDS = ["arms=[base,base-s2,base-s2-pretrained]", "evaluate.episodes=8", "experiment.videos=0", "jobs=2", "threads=1",
-         "experiment.seeds=[0,1]", "experiment.stopping.enabled=true", "axes=[lighting]", "experiment.axis_episodes=4",
+         "experiment.seeds=[0,1]", "experiment.stopping.enabled=true", "experiment.stopping.alpha=0.2", "axes=[lighting]", "experiment.axis_episodes=4",
          "experiment.axes.lighting.values=[0.5,1.0]", "experiment.measure=overlap", "experiment.published=[{name: Theirs, result: 64 %}]"]  # fmt: skip
 
 
@@ -68,6 +70,9 @@ def test_page_shows_the_figures_of_compare_json(run):
         row = page.row(f"{glyph} {arm['label']}")
         assert row[1:3] == [arm["encoder"], ", ".join(map(str, arm["scales"]))]
         assert row[4] == f"{100 * arm['success']:.1f} %"
+        tried = [read_records(run / each["run"] / "episodes.jsonl", 8) for each in arm["seeds"]]
+        outcomes = np.array([[record["success"] for record in records] for records in tried])
+        assert [arm["low"], arm["high"]] == [*success_sequence(outcomes)[:2]]  # at 95 %, as the column says
         assert row[6] == " · ".join(f"{run['successes']}/8" for run in arm["seeds"])
         costs = [arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"]]
         assert [float(cell) for cell in row[8:]] == pytest.approx(costs, rel=0.005)

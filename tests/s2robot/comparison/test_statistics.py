@@ -25,14 +25,6 @@ def correlated(base: float, gap: float, discordant: float) -> Power:
     return DESIGN.replace(base=base, correlation=covariance / deviations)
 
 
-@pytest.mark.parametrize(("gap", "discordant"), [(0.05, 0.2), (0.3, 0.5)])
-def test_one_seed_agrees_with_connor(gap, discordant):
-    z = stats.norm.ppf([0.975, 0.8])
-    connor = ((z[0] * math.sqrt(discordant) + z[1] * math.sqrt(discordant - gap**2)) / gap) ** 2
-    needed = statistics.needed(gap, correlated(0.5, gap, discordant))
-    assert connor <= needed <= 1.1 * connor + 10  # the exact test needs slightly more than its approximation
-
-
 def test_power_of_mcnemar_matches_the_sum_over_all_tables():
     n, wins, losses = 20, 0.4, 0.1
     expected = sum(
@@ -68,8 +60,8 @@ def test_needed_positions_just_reach_the_power_of_the_design():
     rows = {row["gap"]: row["needed"] for row in figures["table"]}
     assert list(rows) == [0.03, 0.05, 0.08, 0.1, 0.15, 0.2, 0.3]
     assert rows[0.1] == 291 and rows[0.05] > 1000 and rows[0.3] < 50
-    good = DESIGN.replace(base=0.75)  # no success rate exceeds 100 %
-    assert [row["gap"] for row in statistics.power_figures(good, 1, 10_000)[0]["table"]] == [*rows][:-1]
+    good = DESIGN.replace(base=0.9)  # no success rate exceeds 100 %
+    assert [row["gap"] for row in statistics.power_figures(good, 1, 10_000)[0]["table"]] == [*rows][:4]
     unreachable = DESIGN.replace(gap=0.03, seed_sd=0.1)
     figures, lines = statistics.power_figures(unreachable, 2, 128)
     assert figures["needed"] is None and len(lines) == 2
