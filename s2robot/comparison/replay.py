@@ -22,7 +22,7 @@ def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: P
     """Return the pairs that sequential and fixed tests need to distinguish arms (seeds, positions) with the power of ``design``,
     and the false positive rate. None: not within `MAX_PAIRS`, or base + gap exceeds 1."""
     rng = np.random.default_rng(0)
-    d = draw(a, b, replays, rng)
+    d = np.subtract(*draw_outcomes(a, b, replays, rng))
     stopped = stopping_pairs(d)
     enough = int(np.quantile(stopped, design.power, method="higher"))
     mean = float(np.minimum(stopped, enough).mean())
@@ -33,12 +33,6 @@ def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: P
         "planned": needed(gap, design) if design.base + gap <= 1 else None,
         "false": float((stopping_pairs(null) <= MAX_PAIRS).mean()),
     }  # fmt: skip
-
-
-def draw(a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a's outcome minus b's, from `draw_outcomes`.  # int8 (replays, MAX_PAIRS)"""
-    x, y = draw_outcomes(a, b, replays, rng)
-    return x - y
 
 
 def draw_outcomes(

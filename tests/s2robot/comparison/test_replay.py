@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from s2robot.comparison.paired import mcnemar, sequential
-from s2robot.comparison.replay import MAX_PAIRS, draw, fixed_pairs, plan_pairs, stopping_pairs
+from s2robot.comparison.replay import MAX_PAIRS, draw_outcomes, fixed_pairs, plan_pairs, stopping_pairs
 from s2robot.comparison.settings import Power
 from s2robot.comparison.trials import StatsSettings, read_arms, stage_wins
 
@@ -19,15 +19,18 @@ def recorded(name):
 
 def test_replay_stops_where_the_sequential_test_does():
     a, b = np.random.default_rng(0).random((2, 1, 60)) < [[[0.8]], [[0.4]]]
-    d = draw(a, b, 5, np.random.default_rng(1))
+    d = np.subtract(*draw_outcomes(a, b, 5, np.random.default_rng(1)))
     for row, end in zip(d, stopping_pairs(d), strict=True):
         p = [sequential(*np.unique(row[:n], return_counts=True))[0] for n in (end - 1, end)]
         assert p[1] <= 0.05 < p[0]
-    assert stopping_pairs(draw(a, a, 3, np.random.default_rng(1))).min() == MAX_PAIRS + 1  # never
+    assert (
+        stopping_pairs(np.subtract(*draw_outcomes(a, a, 3, np.random.default_rng(1)))).min() == MAX_PAIRS + 1
+    )  # never
 
 
 def test_fixed_number_is_the_smallest_with_the_power_of_the_exact_test():
-    d = draw(np.arange(20)[None] < 14, np.arange(20)[None] < 4, 40, np.random.default_rng(2))
+    x, y = np.arange(20)[None] < 14, np.arange(20)[None] < 4
+    d = np.subtract(*draw_outcomes(x, y, 40, np.random.default_rng(2)))
     power = [
         np.mean([mcnemar(int((row[:n] > 0).sum()), int((row[:n] < 0).sum())) <= 0.05 for row in d])
         for n in range(1, 41)
