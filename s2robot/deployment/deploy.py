@@ -125,10 +125,9 @@ class LiveSession:
                 fault = self.episode(i)
                 if fault or stop.requested():
                     break
-        stopped = self.session.runtime.stop_text
-        fault = fault or UNCONFIRMED * (not self.session.runtime.confirmed)
-        if fault:
-            stopped = "" if fault == stopped else f"{stopped} "
+        runtime = self.session.runtime
+        if fault := fault or UNCONFIRMED * (not runtime.confirmed):
+            stopped = "" if fault == runtime.stop_text else f"{runtime.stop_text} "
             print(f"FAULT: {fault}\n{stopped}Inspect the arm before doing anything else.", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
