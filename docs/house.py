@@ -261,7 +261,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "demos": (("demos", "inspection"), 5180),  # 4000
     "policies": (("policies",), 3130),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3280),  # 3600
-    "training": (("training", "pretraining"), 1980),  # 1800
+    "training": (("training", "pretraining"), 1985),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4430),  # 4000
     "probing": (("probing",), 1510),  # 1600
     "serving": (("serving",), 930),  # 600

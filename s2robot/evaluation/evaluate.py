@@ -110,8 +110,9 @@ def evaluate_checkpoint(
     identity["policy.spec"] = spec  # execute and ensemble do not change the weights
     if e.task_vectors and policy.tasks is not None:
         identity["evaluate.task_vectors"] = short_hash(policy.tasks.table.tolist())
-    for key in ("policy", "evaluate.task_vectors") if repeats else ():
-        check_same(f"{checkpoint}: {key}", repeats.get(key), identity.get(key), " as in the run")
+    for key in ("policy", "evaluate.task_vectors"):
+        if repeats is not None:
+            check_same(f"{checkpoint}: {key}", repeats.get(key), identity.get(key), " as in the run")
     check_tasks(e, config, policy.spec.tasks)
     cameras, execution = contract["cameras"], (e.device, e.threads, e.instructions)
     planner: Planner = LearnedPlanner(policy, encoder, cameras, dtype, *execution)

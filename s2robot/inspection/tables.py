@@ -7,6 +7,7 @@ import numpy as np
 
 from s2robot.core.parts import MAX_DELTA, Part, number_names, parts_of, size_of, slices
 from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.errors import mismatch
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 
@@ -97,6 +98,8 @@ def tables(store: EpisodeStore, episodes: int) -> list[Table]:
         if key not in PARTS and (hidden or len(shape) > 1 or int(np.prod(shape)) > MAX_WIDTH):
             continue
         values = store.read(key, 0, steps).reshape(steps, -1)
+        if not np.isfinite(values).all():  # another program wrote it
+            raise mismatch(f"{store.path}: {key}", "finite numbers", "NaN or infinity")
         # float32 would round large integers: time stamps in ns would all be equal
         values = values.astype(np.promote_types(values.dtype, np.float32), copy=False)
         result.append(Table(key, *_named(store, key, values), values))

@@ -7,6 +7,7 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import zarr
 
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
@@ -83,6 +84,9 @@ def test_large_integers_keep_their_digits(tmp_path):
     assert np.array_equal(np.diff(values["stamp_ns"][:, 0]), np.full(11, 1e8))
     assert np.array_equal(values["index"][:, 0], index)
     assert values["flag"].dtype == values["action"].dtype == np.float32
+    zarr.open_array(tmp_path / "more.zarr/data/action")[3, 0] = np.nan  # as another program may do
+    with pytest.raises(UserError, match="action: expected finite numbers, got NaN"):
+        tables(EpisodeStore.open(tmp_path / "more.zarr"), 1)
 
 
 def test_broken_encoder_is_one_error_line_and_leaves_no_file(cups, tmp_path, monkeypatch):
