@@ -256,7 +256,7 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 8750),  # 7000
+    "arm": (("envs.real", "deployment"), 8755),  # 7000
     "envs": (("envs",), 3680),  # 3700
     "demos": (("demos", "inspection"), 5180),  # 4000
     "policies": (("policies",), 3130),  # 3000

@@ -91,6 +91,7 @@ class Bench(ArmDescription, at="robot"):
         port, simulated = self.bridge.emulator["port"], self.bridge.simulated
         other = f"null with robot={self.name} or bridge=simulated, which simulates any arm with a model"
         expect(not port or (self.model == BUILT_IN and not simulated), "bridge.emulator.port", other, port)
+        yield "model", not simulated or self.model not in (None, BUILT_IN), "a file with bridge=simulated"
         if port:
             yield "ip", self.ip in (None, EMULATED_IP), f"{EMULATED_IP} with bridge.emulator.port"
         elif not simulated and self.type is None:
