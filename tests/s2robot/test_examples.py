@@ -83,4 +83,4 @@ def test_compare_arms(tmp_path):
         for folder in folders[arm]:
             save_records(folder, [record(i, bool(rng.random() < chance)) for i in range(64)])
     result = example("compare_arms", "--a", *folders["a"], "--b", *folders["b"])
-    assert result.difference > 0.3 and result.low > 0 and result.positions == 64
+    assert result.difference > 0.3 and result.low > 0

@@ -65,10 +65,6 @@ class _Episode:
     latencies: list[float] = field(default_factory=list)
 
 
-class _Stopped(Exception):
-    """Raised when a stop is requested before the policy's first action: nothing has moved."""
-
-
 class ControlLoop:
     """One arm, its cameras and a policy; `steps` counts the actions accepted in this or the last episode.
 
@@ -125,7 +121,15 @@ class ControlLoop:
         self.steps = 0
         worker = self._worker = PolicyWorker(self._act, self._size, self.clock, self._worker)
         try:
-            self._prepare(worker)
+            try:
+                self._prepare(worker)
+            except EnvError:
+                if not self.stop_requested or self.watchdog.state == State.FAULT:  # a fault stays one
+                    raise
+                self.watchdog.pause(self.clock.now())
+                if self.config.live:
+                    self.driver.stop("operator")
+                return Result(self.watchdog.state, self.watchdog.reasons, "stopped", 0)
             now = self.clock.now()
             episode = _Episode(max_steps, now, now, now, now)
             self.watchdog.start(now)
@@ -138,11 +142,6 @@ class ControlLoop:
                 self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
                 np.diff(episode.sent), np.array(episode.latencies),
             )  # fmt: skip
-        except _Stopped:
-            self.watchdog.pause(self.clock.now())
-            if self.config.live:
-                self.driver.stop("operator")
-            return Result(self.watchdog.state, self.watchdog.reasons, "stopped", 0)
         except BaseException as error:
             if isinstance(error, Exception) and self.watchdog.state in (State.RUNNING, State.HOLD):
                 self.watchdog.fault(self.clock.now(), str(error))
@@ -155,22 +154,20 @@ class ControlLoop:
     def _prepare(self, worker: PolicyWorker) -> None:
         """Wait for fresh readings, warm up the policy, and reset filter and path to the arm's joints.
 
-        Raises EnvError if something is missing, or _Stopped.
+        Raises EnvError if something is missing, or a stop is requested meanwhile.
         """
         config, self._code, self._policy_error = self.config, OK, ""
 
         def watch() -> State:
             if self.stop_requested:
-                raise _Stopped
+                raise EnvError("loop: stopped before the policy's first action; nothing has moved")
             return self._watch(worker)
 
         self.sensors.clear()
         self.sensors.wait_ready(watch, config.ready_s, "loop")
         worker.submit(self.clock.now(), self.sensors.observe(config.image_size))
         end, answer = self.clock.now() + config.warm_up_s, None
-        while answer is None and (left := end - self.clock.now()) > 0:
-            if self.stop_requested:
-                raise _Stopped
+        while answer is None and not self.stop_requested and (left := end - self.clock.now()) > 0:
             answer = worker.take(min(left, 0.1))
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"
