@@ -70,7 +70,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
 def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
     rows, plotted, marks = [], [], []
     for i, arm in enumerate(arms):
-        seeds = " · ".join(f"{run['successes']}/{run['episodes']}" for run in arm["seeds"])
+        seeds = ", ".join(str(run["successes"]) for run in arm["seeds"])
         costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
         progress = [_progress(arm.get("progress"))] if measure else []
@@ -80,7 +80,7 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
         plotted.append(plots.Row(arm["label"], value, low, high, colour, marker, parts=parts))
         marks.append((page_colours(colour), glyph))
-    heads = ["arm", "encoder", "scales", "policy", "success", "95 % interval", "by training seed"]
+    heads = ["arm", "encoder", "scales", "policy", "success", "95 % interval", "successes by training seed"]
     heads += [f"{measure}, mean [95 % interval]"] if measure else []
     figure = plots.intervals(plotted, "success (%); open marks: one training seed each")
     return [
