@@ -91,11 +91,16 @@ class Bench(ArmDescription, at="robot"):
         port, simulated = self.bridge.emulator["port"], self.bridge.simulated
         other = f"null with robot={self.name} or bridge=simulated, which simulates any arm with a model"
         expect(not port or (self.model == BUILT_IN and not simulated), "bridge.emulator.port", other, port)
-        yield "model", not simulated or self.model not in (None, BUILT_IN), "a file with bridge=simulated"
         if port:
             yield "ip", self.ip in (None, EMULATED_IP), f"{EMULATED_IP} with bridge.emulator.port"
-        elif not simulated and self.type is None:
-            yield "ip", self.ip is not None, "the arm's address (of LeRobot's robots: robot.type)"
+        elif self.type is None:
+            modelled = self.model not in (None, BUILT_IN)
+            yield "model", modelled or not simulated, "a file with bridge=simulated"
+            yield (
+                "ip",
+                simulated or self.ip is not None,
+                "the arm's address (of LeRobot's robots: robot.type)",
+            )
 
 
 class HostSettings(Settings, at="policy", file="host/default"):
