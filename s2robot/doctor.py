@@ -16,6 +16,7 @@ from s2robot.core.errors import UserError, require
 from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.provenance import versions
 from s2robot.core.settings import read
+from s2robot.core.timing import cores
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import SIMULATOR, choose_gl
 from s2robot.loading import device_of, load_networks
@@ -66,7 +67,7 @@ def machine() -> Iterator[Check]:
     yield Check("versions", True, ", ".join(f"{name} {found}" for name, found in versions().items()))
     yield from pins()
     emulates = "" if default_dtype() == torch.bfloat16 else ", without bfloat16 (encoders compute in float32)"
-    yield Check("processor", True, f"{len(os.sched_getaffinity(0))} cores{emulates}")
+    yield Check("processor", True, f"{cores()} cores{emulates}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(gpus) or "torch finds none; everything runs on the CPU"
     yield Check("gpu", bool(gpus), text, needed=False)

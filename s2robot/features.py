@@ -1,6 +1,5 @@
 """Compute the features of a dataset, or read them from the cache."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from s2robot.core.errors import check_same
 from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.core.timing import span
+from s2robot.core.timing import cores, span
 from s2robot.core.workers import engine_in_use, worker_pool
 from s2robot.demos import replay
 from s2robot.demos.mix import Mix
@@ -35,7 +34,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
     def shares(self) -> tuple[int, int]:
         """Return the number of processes and the threads per process; the default is one, since waiting threads spin."""
         threads = self.threads or 1
-        return self.workers or max(1, len(os.sched_getaffinity(0)) // threads), threads
+        return self.workers or max(1, cores() // threads), threads
 
 
 def encode_demos(

@@ -5,7 +5,6 @@ policies = training(plan, plan.main)              # (arm, training seed) -> trai
 evaluation(plan, plan.main, policies, 128)        # evaluation jobs, which depend on the training jobs
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,6 +26,7 @@ from s2robot.config import encoder_settings, open_demos, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.core.settings import plain
+from s2robot.core.timing import cores
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
@@ -153,12 +153,11 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     chosen = every_two if experiment.pairs is None else experiment.pairs
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
     facts = {arm.name: _resolve(arm, common) for arm in arms}
-    cores = len(os.sched_getaffinity(0))
-    parallel = settings.jobs or min(cores, 8, len(arms) * len(experiment.seeds))
+    parallel = settings.jobs or min(cores(), 8, len(arms) * len(experiment.seeds))
     plan = Plan(
         out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), facts=facts, main=World(out),
         positions=range(positions.seed, positions.seed + positions.episodes),
-        parallel=parallel, threads=settings.threads or max(1, cores // parallel),
+        parallel=parallel, threads=settings.threads or max(1, cores() // parallel),
     )  # fmt: skip
     with _errors_about("all arms"):
         if settings.records:

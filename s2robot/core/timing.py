@@ -1,13 +1,11 @@
 """Measure a run's time: a table of its steps, and a trace of all its processes for https://ui.perfetto.dev.
 
-    timed = Stages(out / "stages.json")
-    with timed("encode"): ...
-    timed.table()                     # from the start of the process until now
+timed = Stages(out / "stages.json")
+with timed("encode"): ...
+timed.table()                     # from the start of the process until now
 
-    with tracing(Path("runs/mine/trace.json")):       # includes workers started inside; outside, a span does nothing
-        with span("encode", episode=3): ...
-
-The trace uses Chrome's format without the closing bracket: each process appends its spans, one per line.
+with tracing(Path("runs/mine/trace.json")):       # includes workers started inside; outside, a span does nothing
+    with span("encode", episode=3): ...
 """
 
 import json
@@ -46,7 +44,7 @@ def span(name: str, **about: Any) -> Iterator[None]:
 def tracing(file: Path) -> Iterator[None]:
     """Write the spans of this process, and of processes started in this context, to a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("[\n")
+    file.write_text("[\n")  # Chrome's format without the closing bracket: processes append lines
     os.environ[_FILE] = str(file.resolve())
     try:
         yield
@@ -67,6 +65,11 @@ def processor_s() -> float:
     return found
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use; under Slurm or taskset, fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
 def age_s() -> float:
     """Return the seconds since this process started."""
     start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # in ticks since boot
@@ -77,7 +80,7 @@ class Stages:
     """Times of a run's steps, stored in a file: wall seconds, CPU seconds of all processes, and unused CPU seconds."""
 
     def __init__(self, file: Path):
-        self.file, self._cores = file, len(os.sched_getaffinity(0))
+        self.file, self._cores = file, cores()
         self.rows = [self._row("start", age_s(), processor_s())]  # imports
 
     @contextmanager

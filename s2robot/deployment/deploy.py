@@ -126,7 +126,7 @@ class LiveSession:
                 if fault or stop.requested():
                     break
         runtime = self.session.runtime
-        if fault := fault or UNCONFIRMED * (not runtime.confirmed):
+        if fault := fault or ("" if runtime.confirmed else UNCONFIRMED):
             stopped = "" if fault == runtime.stop_text else f"{runtime.stop_text} "
             print(f"FAULT: {fault}\n{stopped}Inspect the arm before doing anything else.", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)

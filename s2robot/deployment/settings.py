@@ -96,11 +96,8 @@ class Bench(ArmDescription, at="robot"):
         elif self.type is None:
             modelled = self.model not in (None, BUILT_IN)
             yield "model", modelled or not simulated, "a file with bridge=simulated"
-            yield (
-                "ip",
-                simulated or self.ip is not None,
-                "the arm's address (of LeRobot's robots: robot.type)",
-            )
+            address = "the arm's address (of LeRobot's robots: robot.type)"
+            yield "ip", simulated or self.ip is not None, address
 
 
 class HostSettings(Settings, at="policy", file="host/default"):

@@ -6,7 +6,6 @@ summary["success"], summary["low"], summary["high"]
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -24,6 +23,7 @@ from s2robot.core.files import write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, short_hash, versions
 from s2robot.core.settings import Positions, from_yaml, read
+from s2robot.core.timing import cores
 from s2robot.demos.binding import bind, is_open, names_no_world
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
@@ -110,8 +110,8 @@ def evaluate_checkpoint(
     identity["policy.spec"] = spec  # execute and ensemble do not change the weights
     if e.task_vectors and policy.tasks is not None:
         identity["evaluate.task_vectors"] = short_hash(policy.tasks.table.tolist())
-    for key in ("policy", "evaluate.task_vectors"):
-        if repeats is not None:
+    if repeats is not None:
+        for key in ("policy", "evaluate.task_vectors"):
             check_same(f"{checkpoint}: {key}", repeats.get(key), identity.get(key), " as in the run")
     check_tasks(e, config, policy.spec.tasks)
     cameras, execution = contract["cameras"], (e.device, e.threads, e.instructions)
@@ -151,7 +151,7 @@ def _roll_out(
     e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
     """Run and film the missing episodes; episodes.jsonl is complete and sorted afterwards."""
-    journal, workers = out / "episodes.jsonl", e.workers or len(os.sched_getaffinity(0))
+    journal, workers = out / "episodes.jsonl", e.workers or cores()
     with bar("evaluating") as update:
         found = run_episodes(
             config, planner, e.episodes, e.seed, workers, journal,

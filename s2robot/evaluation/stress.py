@@ -4,7 +4,6 @@ The run directory holds `cells/<axis>-<strength>/episodes.jsonl`, stress.json wi
 The same command resumes after a kill. Axes and strengths: configs/stress.yaml and `s2robot.envs.disturb`.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from s2robot.core.files import write_csv, write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
 from s2robot.core.settings import Positions, from_yaml, read_some
+from s2robot.core.timing import cores
 from s2robot.core.workers import worker_pool
 from s2robot.demos.lineage import Lineage
 from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
@@ -120,7 +120,7 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
         for e, seed in enumerate(settings.positions)
         if e not in journals[c].records
     ]
-    state, width = partial(StressWorld, config, planner), settings.workers or len(os.sched_getaffinity(0))
+    state, width = partial(StressWorld, config, planner), settings.workers or cores()
     with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
         update(known := total - len(todo), total)
         each = pool.as_done(StressWorld.run, todo)

@@ -7,7 +7,6 @@ data.labels("train")["cube_pose"].shape            # (600, 7)
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from s2robot.core.files import cache_dir, replacing
 from s2robot.core.progress import bar
 from s2robot.core.provenance import short_hash
 from s2robot.core.settings import Settings, from_yaml
+from s2robot.core.timing import cores
 from s2robot.core.workers import worker_pool
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.envs.cube_config import CubePickConfig
@@ -118,7 +118,7 @@ class FrameFeatures:
         missing = [seed for seed in self.seeds if not self.file(seed).is_file()]
         jobs = [(self.file(seed), world, seed, cfg.frames) for seed in missing]
         if jobs:
-            workers = min(cfg.workers or max(1, len(os.sched_getaffinity(0)) // 2), len(jobs))
+            workers = min(cfg.workers or max(1, cores() // 2), len(jobs))
             with worker_pool(workers) as pool, bar("rendering frames") as update:
                 for done, _ in enumerate(pool.in_order(_draw_to, jobs), 1):
                     update(done, len(jobs))

@@ -22,7 +22,7 @@ const svg = (name, parent, attributes) => {
   return made;
 };
 // Use enough decimals for the plot's span, so that digits keep their positions.
-const number = (x, span) => x === null || x === undefined ? "NaN"
+const number = (x, span) => x === undefined ? "NaN"
   : x.toFixed(span > 0 ? Math.min(Math.max(3 - Math.floor(Math.log10(span)), 0), 12) : 3).replace(/^-(?=[0.]+$)/, "");
 const seconds = (steps) => (steps / data.rate).toFixed(1);
 const file = (n) => `${data.folder}/${String(n).padStart(4, "0")}`;
@@ -155,7 +155,7 @@ const charts = data.charts.map((chart) => {
   let span = 0;
   const draw = () => {
     const points = lines.map((l) => now.curves ? now.curves.columns[l.column] : []);
-    const known = $("same-scale").checked ? lines.flatMap((l) => [l.low, l.high]) : points.flat().filter((x) => x !== null);
+    const known = $("same-scale").checked ? lines.flatMap((l) => [l.low, l.high]) : points.flat();
     let low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
     if (!known.length) low = high = 0;
     span = high - low;
@@ -164,8 +164,8 @@ const charts = data.charts.map((chart) => {
     if (!(high > low)) { low -= 1; high += 1; }
     const y = (x) => 96 - 92 * (x - low) / (high - low);
     const wide = Math.max(now.steps - 1, 1), each = now.curves ? now.curves.each : 1;
-    lines.forEach((l, i) => l.path.setAttribute("points", points[i].map((x, t) => x === null ? ""
-      : `${(1000 * t * each / wide).toFixed(1)},${y(x).toFixed(2)}`).join(" ")));
+    lines.forEach((l, i) => l.path.setAttribute("points", points[i].map((x, t) =>
+      `${(1000 * t * each / wide).toFixed(1)},${y(x).toFixed(2)}`).join(" ")));
     zero.setAttribute("y1", y(0));
     zero.setAttribute("y2", y(0));
     zero.style.display = low < 0 && high > 0 ? "" : "none";
