@@ -104,11 +104,6 @@ class ArmRuntime(Subscriber):
         """Whether the arm acknowledged the last stop."""
         return self._arm.confirmed
 
-    @property
-    def stop_text(self) -> str:
-        """The state of the arm after a stop, as a sentence for the operator."""
-        return "The arm is stopped." if self.confirmed else UNCONFIRMED
-
     def stand(self, reason: str) -> None:
         """Stop the arm before anyone approaches it. Raises EnvError if the arm does not acknowledge the stop."""
         if not self.driver.stop(reason):

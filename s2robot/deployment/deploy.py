@@ -24,7 +24,6 @@ from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog, sampled
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
-from s2robot.envs.real.control.supervisor import UNCONFIRMED
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import CONFIRM, WORD, ask
 
@@ -122,13 +121,12 @@ class LiveSession:
             stack.callback(self._write_summary, summary)
             stack.enter_context(self.session.started())
             for i in range(self.settings.episodes):
-                fault = self.episode(i)
+                if fault := self.episode(i):
+                    print(f"FAULT: {fault}", flush=True)
                 if fault or stop.requested():
                     break
-        runtime = self.session.runtime
-        if fault := fault or ("" if runtime.confirmed else UNCONFIRMED):
-            stopped = "" if fault == runtime.stop_text else f"{runtime.stop_text} "
-            print(f"FAULT: {fault}\n{stopped}Inspect the arm before doing anything else.", flush=True)
+        if fault:
+            print("The arm is stopped. Inspect the arm before doing anything else.", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
             raise KeyboardInterrupt

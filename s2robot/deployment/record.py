@@ -91,6 +91,8 @@ class ArmRecording:
                 print(f"position {seed}: {outcome}; {len(store)} episodes: {store.path}", flush=True)
                 if kept == self.settings.episodes:
                     break
+            else:
+                print(f"{kept} episodes were kept; the same command continues", flush=True)
             return EpisodeStore.open(store.path)
 
     def _open_demos(self, cfg: DictConfig) -> EpisodeStore:

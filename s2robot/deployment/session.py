@@ -80,7 +80,10 @@ class ArmSession(Subscriber):
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        """Run with a supervisor, and with signals that stop the arm; the arm is stopped at the end."""
+        """Run with a supervisor, and with signals that stop the arm; the arm is stopped at the end.
+
+        Raises EnvError if the arm did not acknowledge that stop.
+        """
         arm = self.arm
         stopping = EndsLoop if arm.driver.one_client else partial(arm.make_driver, gripper=False)
         with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
@@ -88,6 +91,8 @@ class ArmSession(Subscriber):
                 yield
             finally:
                 self.operator.rest()
+        if not self.runtime.confirmed:
+            raise EnvError(UNCONFIRMED)
 
     def begin(self) -> None:
         self.began = 0.0

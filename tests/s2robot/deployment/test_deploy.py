@@ -17,6 +17,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
+from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
@@ -170,18 +171,20 @@ def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_s
     fault = summary["records"][0]["fault"]  # a busy machine may add another reason
     assert "arm error 31" in fault
     assert len(EpisodeStore.open(path)) == 1
-    assert f"FAULT: {fault}\nThe arm is stopped. Inspect the arm" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.index(f"FAULT: {fault}\n") < told.index("The arm is stopped. Inspect the arm")
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
 
 
 def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, capsys):
-    stop, ends = XArmDriver.stop, ["end of the session", "end of the episode"]
-    monkeypatch.setattr(XArmDriver, "stop", lambda self, why: stop(self, why) and why != ends[-1])
+    stop, lost = XArmDriver.stop, "end of the episode"
+    monkeypatch.setattr(XArmDriver, "stop", lambda self, why: stop(self, why) and why != lost)
     monkeypatch.setattr(Supervisor, "stop", lambda self: False)
-    for _ in range(2):
-        assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
-        assert "FAULT: The arm has NOT confirmed a stop" in capsys.readouterr().out
-        ends.pop()
+    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
+    assert "FAULT: The arm has NOT confirmed a stop" in capsys.readouterr().out
+    lost = "end of the session"  # of every verb that moves an arm
+    with pytest.raises(EnvError, match="NOT confirmed a stop"):
+        deploy.deploy(config("live=true", "bridge.loop.max_steps=1"))
 
 
 def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, tmp_path):
