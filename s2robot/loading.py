@@ -20,7 +20,7 @@ from s2robot.core.settings import Stored, read
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.frames import ImageSize, as_image_size
+from s2robot.envs.frames import ImageSize, as_image_size, sizes_of
 from s2robot.golden import check_trace
 from s2robot.policies import Actor, ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
 
@@ -119,9 +119,7 @@ def load_policy(
     """Load a checkpoint that acts for one robot. Arguments and errors: see :func:`load_networks`; ``device`` is a name."""
     policy, encoder, contract = load_networks(checkpoint, device_of(device), weights, task_vectors)
     dtype = contract["encoder"]["features_dtype"]
-    geometry = contract.get("camera_geometry") or {}
-    sizes = {name: camera["size"] for name, camera in geometry.items() if "size" in camera}
-    sizes |= contract["encoder"].get("frames") or {}
+    sizes = sizes_of(image_size_of(contract, encoder), contract["cameras"])
     # rounded as in the feature cache, which training reads
     encode = lambda frames: as_stored(encoder.encode_cameras(frames), dtype)  # noqa: E731
     return Policy(Actor(policy, encode, sizes, encoder.map_of), encoder, contract)

@@ -244,6 +244,5 @@ def _world_and_actor(course: Course) -> tuple[Task, Actor]:
     if key not in _OPEN:
         _OPEN.clear()
         actor, _, _ = load_policy(str(settings.checkpoint), settings.device, settings.weights)
-        actor.sizes = {}  # frames are rendered at the encoder's size, regardless of the demos' sizes
         _OPEN[key] = make(course.world, draw=False), actor
     return _OPEN[key]

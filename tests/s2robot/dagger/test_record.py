@@ -194,7 +194,6 @@ def test_mismatched_settings_or_demos_are_one_error_line(demos, settings, tmp_pa
 
 
 def test_positions_are_tried_once_per_policy(demos, settings, save_untrained, tmp_path, monkeypatch):
-    """Positions of the demos included, each once per policy."""
     world, out, tried = world_of_demos(demos), tmp_path / "out.zarr", []
 
     def fake_episode(course, seed):  # no simulation: odd positions are corrected, even ones succeed
