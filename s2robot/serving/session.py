@@ -102,13 +102,14 @@ def observation_of(
     nested = message.get("images")
     nested = nested if isinstance(nested, dict) else {}
     flat = {**message, **nested}
-    renamed, images = {camera: key for key, camera in keys.items()}, {}
+    images = {}
     for camera in cameras:
+        own = [key for key, named in keys.items() if named == camera]
         names = [f"{prefix}{camera}{suffix}" for prefix in _PREFIXES for suffix in ("", "_image")]
         names += ["observation/image", "observation.image", "image"] * (len(cameras) == 1)
         values = {name: flat.get(name) for name in names}
-        if camera in renamed:
-            values = {renamed[camera]: flat.get(renamed[camera]), camera: nested.get(camera)}
+        if own:
+            values = {key: flat.get(key) for key in own} | {camera: nested.get(camera)}
         arrays = [(name, value) for name, value in values.items() if isinstance(value, np.ndarray)]
         if not arrays:
             expected = f"an image '{next(iter(values))}', or its name in serve.keys"

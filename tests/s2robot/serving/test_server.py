@@ -55,7 +55,6 @@ def checkpoint(checkpoints):
 
 
 def observations(count: int, seed: int = 0):
-    """Return observations with noise in every camera and random joints."""
     rng = np.random.default_rng(seed)
     return [
         {

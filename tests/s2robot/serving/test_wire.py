@@ -99,9 +99,6 @@ def test_declared_shapes_never_allocate_more_than_was_sent(name, shape, values):
     assert found.nbytes == len(values) and found.shape == tuple(shape) and found.dtype.str == name
 
 
-# ---------------------------------------------------------------- observations
-
-
 @pytest.mark.parametrize(
     "sent",
     [
@@ -113,7 +110,7 @@ def test_declared_shapes_never_allocate_more_than_was_sent(name, shape, values):
     ],
 )
 def test_accepted_camera_keys(sent):
-    keys = {"cam": "hand"} if "cam" in sent else {}
+    keys = {"cam": "hand", "wrist": "hand"} if "cam" in sent else {}
     found = observation_of(unpack(msgpack_numpy.packb(sent)), CAMERAS, keys)
     assert np.array_equal(found["images"]["hand"], HAND) and np.array_equal(found["images"]["left"], LEFT)
     assert found["proprio"].dtype == np.float32 and np.array_equal(found["proprio"], STATE)
