@@ -123,7 +123,7 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
     indices = {"train": learned[:limit]} | ({"test": test} if by_class else {})
     frames = {part: np.stack([images.frame(i, side) for i in p]) for part, p in indices.items()}
     labels = {part: images.labels[p] if by_class else np.arange(len(p)) for part, p in indices.items()}
-    samples, facts = {}, {}
+    samples = dict[tuple, dict[str, np.ndarray]]()
     jobs = [(n, arm) for n in settings.counts for arm in ARMS[settings.task]]
     costs = {arm: _cost(arm, settings) for arm in ARMS[settings.task]}
     with bar("training classifiers") as update:
@@ -136,10 +136,9 @@ def memorize(settings: MemorizeSettings, objects: ObjectsSettings, out: Path) ->
             for part in parts:
                 tallies = [{"rows": np.arange(len(f[part])), "tallies": f[part]} for f in fits]
                 samples[arm, n, part] = resampled(tallies, Classify(classes).scores, settings.resamples)
-                facts[arm, n, part] = costs[arm]
             update(done, len(jobs), arm)
     results, differences = compare(samples, ("arm", "images", "part"), earlier(samples))
-    results = [row | facts[key] for key, row in zip(samples, results, strict=True)]
+    results = [row | costs[row["arm"]] for row in results]
     report = {
         "settings": settings.model_dump(mode="json"),
         "objects": None if settings.data else objects.recipe,

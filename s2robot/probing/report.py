@@ -160,8 +160,7 @@ def _text(value: Any) -> str:
 
 def plot(points: Sequence[Point], columns: int) -> Figure:
     """Plot (panel, series, x, estimate) with intervals: x is a name, or a number on a logarithmic axis."""
-    columns_of: list[list[Any]] = [list(dict.fromkeys(point[i] for point in points)) for i in range(3)]
-    panels, series, x_values = columns_of
+    panels, series, x_values = (list[Any](dict.fromkeys(point[i] for point in points)) for i in range(3))
     named, drawn = isinstance(x_values[0], str), []
     order: Callable[[Any], Any] = x_values.index if named else float
     ticks: dict[float, str] = dict(enumerate(x_values)) if named else {}

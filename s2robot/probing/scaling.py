@@ -30,6 +30,7 @@ from s2robot.probing.images import Images, Rows, count_labels, encode_images, ga
 from s2robot.probing.report import Outcome, compare, earlier, resampled
 
 _RESIZES = {"upsample": "upsampled", "native": "native"}  # probe.resize: encoder.resolution
+_SET_BY = {"scales": "probe.scales", "resolution": "probe.resize", "pool": "probe.tasks"}  # of a model
 _VERSION = 4  # of the training and evaluation of a head
 
 
@@ -67,6 +68,9 @@ def scaling(
 ) -> Outcome:
     """Train and evaluate a head for each arm and seed; each is stored in `out`/fits."""
     # reject a wrong model before rendering anything
+    for (name, facts), (key, by) in product(models.items(), _SET_BY.items()):
+        if key in facts:
+            raise UserError(f"probe.models.{name}.{key}: expected none, since {by} sets it, got {facts[key]}")
     described = {name: _described(facts, settings) for name, facts in models.items()}
     images = gather(settings.data, objects, "classify" in settings.tasks)
     roles = {seed: roles_of(images, settings, seed) for seed in settings.seeds}
@@ -102,14 +106,14 @@ def scaling(
         "results": results,
         "differences": differences,
     }
-    related = {name for family in settings.families for name in family if len(family) > 1}
     points = []
     for row in results:
         metric = truths[row["task"]][0].metrics[0]
-        series = [f"S² from {row['model']}, {row['resize']}"]
-        series += ["model size"] if len(row["scales"]) == 1 and row["model"] in related else []
+        sizes = settings.families if len(row["scales"]) == 1 else ()
+        own = (family for family in sizes if len(family) > 1 and row["model"] in family)
+        series = [f"S² from {row['model']}", *(f"model size: {', '.join(family)}" for family in own)]
         panel = f"{row['task']}, {row['head']}: {metric}"
-        points += [(panel, name, row["gflops"], row[metric]) for name in series]
+        points += [(panel, f"{name}, {row['resize']}", row["gflops"], row[metric]) for name in series]
     return Outcome("scaling", report, points, len(truths))
 
 

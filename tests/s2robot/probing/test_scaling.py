@@ -210,7 +210,7 @@ def test_wrong_settings_are_rejected(settings, change, text):
 def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     write_folder(tmp_path / "data", count=5)
     words = [
-        "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}",
+        "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}", "probe.families=[[tiny,twin],[twin,tiny]]",
         "+probe.models.twin={name: mvp-tiny, dtype: bfloat16}", "~probe.models.small",
         "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0]", "probe.steps=4", "probe.heads=[conv]",
         "probe.batch=8", "probe.points=16", "probe.resamples=100", f"hydra.run.dir={tmp_path / 'run'}",
@@ -226,6 +226,9 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     assert len(table) == (2 + 2 + 3) * (4 + 6)  # four arms and their pairs
     page = (tmp_path / "run/scaling.html").read_text()
     assert "<svg" in page and "tiny 1+2" in page and "tiny 1+2" in capsys.readouterr().out
+    assert all(f"model size: {family}, upsample" in page for family in ("tiny, twin", "twin, tiny"))
+    assert main([*words, "+probe.models.tiny.scales=[1]"]) == 2
+    assert "probe.models.tiny.scales: expected none, since probe.scales sets" in capsys.readouterr().err
     monkeypatch.setattr("s2robot.probing.heads.fit_head", lambda *_: pytest.fail("fitted again"))
     assert main(words) == 0
     again = json.loads((tmp_path / "run/scaling.json").read_text())
