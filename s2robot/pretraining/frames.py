@@ -183,11 +183,13 @@ def _cached(key: dict[str, Any], frames: Iterable[np.ndarray], name: str) -> Pat
 
 
 def _write_array(path: Path, frames: Iterable[np.ndarray], update: Callable[..., None]) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": (0, 0, 0, 3)}
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (0, 0, 0, 3)}
     count = 0
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)  # leaves room for the sizes to grow
         for count, frame in enumerate(frames, 1):
+            if count > 1 and frame.shape != (first := header["shape"][1:]):
+                raise UserError(f"env.image_size: expected one size, got {first} and {frame.shape}")
             file.write(np.ascontiguousarray(frame).data)
             header["shape"] = (count, *frame.shape)
             update(count, None)

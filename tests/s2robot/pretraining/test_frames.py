@@ -78,6 +78,8 @@ def test_array_is_mapped_and_described_and_broken_ones_are_named(tmp_path):
     ]:
         np.save(path, content)
         rejects(tmp_path, words)
+    with pytest.raises(UserError, match="env.image_size: expected one size, got"):
+        module._write_array(path, [noise(8, 8, 3), noise(8, 6, 3)], lambda *_: None)
 
 
 def test_images_of_any_size_are_read_in_path_order(tmp_path):
