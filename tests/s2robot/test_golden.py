@@ -26,8 +26,7 @@ def traced(request, save_untrained, tmp_path_factory):
 
 @pytest.fixture
 def checkpoint(traced, tmp_path):
-    shutil.copytree(traced, tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
+    return shutil.copytree(traced, tmp_path / "checkpoint")
 
 
 def change_arrays(folder, **arrays):
