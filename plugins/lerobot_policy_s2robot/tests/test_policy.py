@@ -57,7 +57,7 @@ def test_each_head_learns_and_acts(head):
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) and all(np.isfinite(list(scalars.values())))
     model.reset()
     first = model.select_action(data)
-    assert first.shape == (B, ACTION) and len(model._queue) == 1
+    assert first.shape == (B, ACTION) and len(model._action_queue) == 1
 
 
 def test_it_is_saved_without_the_frozen_encoder_and_acts_alike_when_loaded(tmp_path):

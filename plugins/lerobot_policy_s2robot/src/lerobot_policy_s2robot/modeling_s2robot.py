@@ -61,7 +61,8 @@ class S2robotPolicy(PreTrainedPolicy):
         return self.network.parameters()
 
     def reset(self) -> None:
-        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+        # LeRobot's `drop_queued_actions` clears it by this name
+        self._action_queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         """Return the head's loss on chunks (B, K, A), without steps beyond the episode's end (`action_is_pad`)."""
@@ -83,18 +84,18 @@ class S2robotPolicy(PreTrainedPolicy):
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **_: Any) -> Tensor:
         self.eval()
-        if not self._queue:
-            self._queue.extend(
+        if not self._action_queue:
+            self._action_queue.extend(
                 self.predict_action_chunk(batch)[:, : self.config.n_action_steps].transpose(0, 1)
             )
-        return self._queue.popleft()
+        return self._action_queue.popleft()
 
     def _context(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Return pooled images (B, 1, C, E), state (B, 1, P), zeros for past actions, and no padding."""
         state = batch[STATE]
         tokens = self._tokens(batch)
         if self.training and not self.measured:
-            features = tokens.flatten(0, 0).movedim(1, 0).flatten(1, 2)  # (C, B * N, D)
+            features = tokens.movedim(1, 0).flatten(1, 2)  # (C, B * N, D)
             self.network.set_moments(features.mean(1), features.std(1).clamp(min=1e-6))
             self.measured.fill_(True)
         pooled = self.network.pool(tokens)[:, None]
