@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     parser.add_argument("--deadline", type=float, default=1.0, help="maximum seconds per call")
     args = parser.parse_args(argv)
 
-    token = os.environ.setdefault("S2ROBOT_TOKEN", secrets.token_urlsafe(32))  # shared by both sides
+    os.environ.setdefault("S2ROBOT_TOKEN", secrets.token_urlsafe(32))  # shared by both sides
     server = subprocess.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{args.checkpoint}'", "serve.port=0"],
-        env={**os.environ, "S2ROBOT_TOKEN": token}, stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None

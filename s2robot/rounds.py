@@ -58,7 +58,7 @@ def dagger(cfg: DictConfig) -> None:
         found = cfg.train.devices
         raise UserError(f"train.devices: expected 1, since recording alternates with training, got {found}")
     out, rounds, file = Path(cfg.run_dir), cfg.recording.rounds, Path(cfg.run_dir) / "rounds.json"
-    task, rows = _prepare(cfg, out, rounds, file)
+    task, rows = _prepare(cfg, out, file)
     encoder = build_encoder(task.encoder)
     timed = Stages(out / "stages.json")
 
@@ -89,14 +89,12 @@ def dagger(cfg: DictConfig) -> None:
     pipeline.finish(summary, out, timed)
 
 
-def _prepare(
-    cfg: DictConfig, out: Path, rounds: int, file: Path
-) -> tuple[pipeline.Task, list[dict[str, Any]]]:
+def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, list[dict[str, Any]]]:
     """Run all checks that need no training (UserError). Return the task and the rounds that are done."""
     from s2robot.dagger.record import DaggerSettings  # imports the simulator
     from s2robot.evaluation.evaluate import EvaluateSettings
 
-    evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
+    evaluation, rounds = read(EvaluateSettings, cfg.evaluate, "evaluate"), cfg.recording.rounds
     seeds = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
     if set(seeds) & set(evaluation.positions):
         why = f"expected positions other than the evaluation's from {evaluation.seed} on"
