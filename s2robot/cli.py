@@ -8,7 +8,7 @@
 
 Every verb is a Hydra app over `configs/<verb>.yaml`. A verb's implementation is imported only when it runs, so
 listing, help and `--cfg` respond at once. Exit codes: 0 done, 2 invalid user input (explained in one line),
-130 interrupted, 1 any other error, including arm faults.
+130 interrupted, 3 and 4 verdicts of `stats`, `trial` and `reproduce`, 1 any other error, including arm faults.
 """
 
 import importlib
@@ -173,19 +173,22 @@ def _help(verb: str, requested: Sequence[str]) -> str:
     text = read_text(root / f"{verb}.yaml")
     if settings := text.partition("  - _self_\n")[2].strip():
         lines += ["", "Settings and their defaults:", "", *settings.splitlines()]
-    groups = dict(groups_of(verb))
+    groups = groups_of(verb)
     if "policy" in groups:
         groups["policy/head"] = "regression"
     if groups:
         lines += ["", f"Config groups (`s2robot {verb} --help <group>` shows their settings):", ""]
     for group, default in groups.items():
         options = ", ".join(sorted(file.stem for file in (root / group).glob("*.yaml")))
-        lines.append(f"  {f'{group}={default}':<22}  {group}: {options}")
+        lines.append("  {:<22}  {}: {}".format(f"{group}={default or 'null'}", group, options))
     for group, _, chosen in (word.partition("=") for word in requested):
         file = root / group / f"{chosen or groups.get(group)}.yaml"
         if group in groups and file.is_file():
-            lines += ["", f"{group}={file.stem}: type {group.replace('/', '.')}.<key>=<value>", ""]
             text = read_text(file).strip()
+            # `recording.<key>` is valid in every verb
+            package = re.match("# @package (.*)", text) if group != "recording" else None
+            node = package[1] if package else group.replace("/", ".")
+            lines += ["", f"{group}={file.stem}: type {node}.<key>=<value>".replace("_global_.", ""), ""]
             for shared in re.findall(r"^  - (common/\w+)@_here_", text, re.M):
                 text += "\n\n" + read_text(root / group / f"{shared}.yaml").strip()
             lines += text.splitlines()

@@ -62,8 +62,7 @@ class DemosSettings(Settings, at="demos"):
         if self.foreign:
             choice = Choice(episodes=self.episodes, **{key: getattr(self, key) for key in CHOSEN})
             with bar("converting demos") as update:
-                progress = lambda *n: update(*n, "steps")  # noqa: E731
-                return as_store(path, cache_dir("demos"), choice, progress, world=world)
+                return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"), world=world)
         for key in CHOSEN:
             if (value := getattr(self, key)) is not None:
                 raise UserError(f"demos.{key}: expected null, since {path} is an episode store, got {value}")

@@ -59,8 +59,7 @@ def convert(cfg: DictConfig) -> None:
     check_new(out)
     if to or world:
         with bar("reading") as update:
-            steps = lambda *n: update(*n, "steps")  # noqa: E731
-            path = as_store(data, cache_dir("demos"), choice, steps, world=world)
+            path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"), world=world)
         store = bound(EpisodeStore.open(path), world, cfg.clip, data)
     if to:
         if store.attrs["kind"] == "states":
@@ -85,8 +84,7 @@ def _relabel(cfg: DictConfig) -> None:
     values = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
     settings, source = read(RecordingSettings, values, ""), EpisodeStore.open(path_of(cfg, "data"))
     with bar("relabelling with the expert") as update:
-        episodes = lambda *n: update(*n, "episodes")  # noqa: E731
-        store = relabel(source, path_of(cfg, "out"), settings, episodes)
+        store = relabel(source, path_of(cfg, "out"), settings, lambda *n: update(*n, "episodes"))
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
     print(f"{counts}: {store.path}")
 
