@@ -1,18 +1,18 @@
 # make run    the whole pipeline: demos -> features -> policy -> evaluation -> report
-# make test   the tests that need neither a GPU nor many minutes; what lives by the wall clock runs alone, at the end
+# make test   the tests that need neither a GPU nor many minutes; tests of real time run one at a time, beside the others
 # make slow   the tests that take minutes, one of which installs the package from the registry
 # make docs   the documentation and the API reference as a site: site/index.html
-# make mutants  faults planted in the core, and how many of them the tests catch; an hour
+# make mutants  plants faults in the core and counts those that the tests catch; an hour
 # Each creates .venv on first use. Another interpreter: make run PYTHON=python3.12
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
-# Seconds of a test, after which it has failed and shows what it was at: the longest took 184 s beside a process that kept a core busy.
+# Seconds after which a test fails and shows where it hangs: the longest took 184 s beside a process that kept a core busy.
 LIMIT := --timeout 600
 
-# Where Python is told to keep no bytecode, each of the many processes would compile the package anew.
+# Without bytecode files, each of the many processes would compile the package again.
 export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: run test slow lint types docs mutants clean
@@ -20,9 +20,9 @@ export PYTHONDONTWRITEBYTECODE =
 run: $(STAMP)
 	$(BIN)/s2robot run $(ARGS)
 
-# What lives by the wall clock runs one test at a time, before all others (`nice`); what it has said follows theirs.
-# Three workers on two cores: a test that waits for the emulated box leaves its core to another.
-# Exit code 5 is "no test was selected": with ARGS=<file>, one of the two parts may hold none.
+# Tests of real time run one at a time, with priority over the others (`nice`); their output follows that of the others.
+# Three workers on two cores: a test that waits for the emulated box leaves its core idle.
+# Exit code 5 is "no test was selected": with ARGS=<file>, one of the two parts may have none.
 test: $(STAMP)
 	@log=$$(mktemp); \
 	$(PYTEST) $(LIMIT) -m "realtime and not slow and not gpu" $(ARGS) > $$log 2>&1 & clock=$$!; \
