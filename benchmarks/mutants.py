@@ -23,7 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTROL, S2, COMPARISON = "tests/envs/real/control", "tests/s2robot/s2", "tests/s2robot/comparison"
+CONTROL, S2 = "tests/envs/real/control", "tests/s2robot/s2"
+COMPARISON, TRAINING = "tests/s2robot/comparison", "tests/s2robot/training"
 MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those that are quick first)
     "tiling": ("s2robot/s2/tiling.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
     "engine": ("s2robot/s2/engine.py", [f"{S2}/test_reference.py", f"{S2}/test_module.py"]),
@@ -31,11 +32,11 @@ MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those 
     "windows": ("demos/windows.py", ["tests/demos/test_windows.py"]),
     "normalise": ("policies/normalise.py", ["tests/policies/test_normalise.py"]),
     "pooling": ("policies/pooling.py", ["tests/policies/test_pooling.py"]),
-    "actor": ("policies/actor.py", ["tests/policies/test_actor.py"]),
-    "loop": ("s2robot/training/loop.py", ["tests/s2robot/training/test_loop.py"]),
+    "actor": ("policies/actor.py", ["tests/policies/test_actor.py", f"{TRAINING}/test_by_task.py"]),
+    "loop": ("s2robot/training/loop.py", [f"{TRAINING}/test_loop.py", f"{TRAINING}/test_train.py"]),
     "paired": ("s2robot/comparison/paired.py", [f"{COMPARISON}/test_paired.py"]),
-    "statistics": ("s2robot/comparison/statistics.py", [f"{COMPARISON}/test_statistics.py"]),
-    "safety": ("envs/real/control/safety.py", [f"{CONTROL}/test_safety.py"]),
+    "statistics": ("s2robot/comparison/statistics.py", [f"{COMPARISON}/test_statistics.py", f"{COMPARISON}/test_report.py"]),
+    "safety": ("envs/real/control/safety.py", [f"{CONTROL}/test_safety.py", f"{CONTROL}/test_loop.py"]),
     "watchdog": ("envs/real/control/watchdog.py", [f"{CONTROL}/test_watchdog.py"]),
     "store": ("demos/store.py", ["tests/demos/test_store.py"]),
 }  # fmt: skip

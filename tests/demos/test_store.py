@@ -17,6 +17,7 @@ from zarr.storage import _local
 
 from s2robot.core.errors import UserError
 from s2robot.demos import arrays as stored_arrays
+from s2robot.demos import store as episode_store
 from s2robot.demos.store import EpisodeStore
 
 ATTRIBUTES = {
@@ -302,6 +303,7 @@ META = {"seed": 1, "success": True}
 
 def test_wrong_episodes(tmp_path):
     path = filled(tmp_path / "a.zarr", 1)
+    store = EpisodeStore.open(path, "a")  # a failure changes nothing for the next one
     for arrays, meta, message in (
         ({**episode(0, 5), "action": np.full((5, 8), np.nan, "f4")}, META, "episode 1: action: expected finite numbers, got nan"),
         ({**episode(0, 5), "state": np.zeros((4, 5))}, META, "action (5, 8), state (4, 5)"),
@@ -316,12 +318,12 @@ def test_wrong_episodes(tmp_path):
         (episode(0), {"episode_ends": 1}, "got 'meta/episode_ends'"),
         ({}, {}, "got none"),
     ):  # fmt: skip
-        with EpisodeStore.open(path, "a") as store:
-            assert message in error(store.append, arrays, meta)
+        assert message in error(store.append, arrays, meta)
     assert_holds(EpisodeStore.open(path), 1)
 
 
-def test_check_and_merge(tmp_path):
+def test_check_and_merge(tmp_path, monkeypatch):
+    monkeypatch.setattr(episode_store, "PIECE_BYTES", 1)  # copy row by row
     with EpisodeStore.open(filled(tmp_path / "a.zarr", 2), "a") as store:
         store.check(robot="xarm7", action_frame="joint_delta_commanded", cameras=["left"], rate_hz=10)
         store.check()

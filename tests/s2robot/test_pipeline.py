@@ -139,9 +139,6 @@ def test_run_of_two_processes_records_and_can_be_repeated(command, tiny_encoder,
     assert stages == ["start", "record", "encode", "train", "evaluate"]
 
 
-# ---------------------------------------------------------------- bad input
-
-
 def test_unusable_demos_are_one_error_line(here, recorded, tiny_encoder, tmp_path):
     cut = Path(shutil.copytree(recorded, tmp_path / "cut.zarr"))
     chunk = max((cut / "data/state").glob("c.*"), key=lambda file: file.stat().st_size)

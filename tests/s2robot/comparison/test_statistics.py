@@ -36,7 +36,7 @@ def test_power_of_mcnemar_matches_the_sum_over_all_tables():
     assert statistics.power_at(0.3, n, correlated(0.4, 0.3, 0.5)) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("seeds", "positions", "seed_sd"), [(2, 96, 0.02), (5, 64, 0.08)])
+@pytest.mark.parametrize(("seeds", "positions", "seed_sd"), [(2, 96, 0.02), (10, 64, 0.08)])
 def test_planned_power_matches_simulated_experiments(seeds, positions, seed_sd):
     rates = (0.6, 0.75)
     b, a = simulate(np.random.default_rng(8), 1, 40, 2000, rates, seed_sd, own=0.0)
@@ -45,7 +45,7 @@ def test_planned_power_matches_simulated_experiments(seeds, positions, seed_sd):
     _, centre, p = estimates(a, b)
     design = DESIGN.replace(base=0.6, correlation=float(correlation), seed_sd=seed_sd)
     planned = statistics.power_at(0.15, positions, design, seeds)
-    assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.06)
+    assert ((p < 0.05) & (centre > 0)).mean() == pytest.approx(planned, abs=0.04)
 
 
 def test_needed_positions_just_reach_the_power_of_the_design():

@@ -53,9 +53,6 @@ def evaluation(stack, cfg, **options):
     return ArmEvaluation(Rig(cfg, stack), settings, task_settings(cfg), Path(cfg.run_dir), **options)
 
 
-# ---------------------------------------------------------------- end to end
-
-
 def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, emulator, tmp_path, capsys):
     begin = time.monotonic()
     verbs.evaluate(config())
@@ -94,9 +91,6 @@ def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, e
         verbs.evaluate(config("bridge.speed=0.3"))
 
 
-# ---------------------------------------------------------------- faults
-
-
 def test_evaluation_holds_while_members_disagree(config, emulator, save_untrained, tmp_path):
     pair = save_untrained(tmp_path / "pair", members=2)
     limit = ["bridge.watchdog.disagreement=1e-9", "bridge.watchdog.hold_fault=2"]
@@ -121,9 +115,6 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
     assert second["fault"] == "" and second["steps"] == 6
     assert summary["faults"] == 1 and summary["episodes"] == 2
     assert faults[-1] == tuple(first["fault"].split("; "))  # reported before the arm moved again
-
-
-# ---------------------------------------------------------------- rejected settings
 
 
 @pytest.mark.parametrize(
@@ -160,9 +151,6 @@ def test_wrong_settings_are_one_error_line_and_nothing_moves(config, emulator, m
 def test_wrong_command_lines_are_one_error_line(tmp_path, capsys, words, text):
     assert main([words[0], f"hydra.run.dir='{tmp_path}'", *words[1:]]) == 2
     assert text in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------- an operator at the arm
 
 
 def test_operator_prompts_and_the_keys_that_judge_an_episode():

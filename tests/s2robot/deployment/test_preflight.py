@@ -119,9 +119,6 @@ def test_latency_is_checked_against_the_period(seconds, level):
     assert check_latency(seconds, 10).level == level
 
 
-# ---------------------------------------------------------------- views
-
-
 @pytest.fixture(scope="module")
 def demos():
     return preflight.demo_images(EpisodeStore.open(shipped_demos("xarm7_cube")), VIEWS, 64, episodes=6)

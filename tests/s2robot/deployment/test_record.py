@@ -207,9 +207,6 @@ def test_wrong_settings_are_one_error_line(words, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- corrections
-
-
 def test_corrected_episode_is_appended_to_a_copy(config, emulator, demos, slow_policy, monkeypatch):
     source = demos()
     words = f"checkpoint='{slow_policy}'", f"demos.path='{source}'", f"seed={CORRECTED}", "episodes=2"

@@ -115,9 +115,6 @@ def test_driver_timeout_and_slowest_rate_are_within_the_loops_limits():
     assert WIRE_TIMEOUT + 3 / bridge.arm_limits().rate_hz <= bridge.supervisor_s
 
 
-# ---------------------------------------------------------------- the policy
-
-
 def made(checkpoint, *overrides):
     with ExitStack() as stack:
         return make_policy(*acting(checkpoint, *overrides), stack)

@@ -118,9 +118,6 @@ def test_crowded_addresses_are_evicted_first(monkeypatch):
         assert not gate.pending
 
 
-# ---------------------------------------------------------------- TLS
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A new certificate of 127.0.0.1, with its key in the same folder."""

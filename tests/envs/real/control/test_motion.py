@@ -113,6 +113,7 @@ def stopping_distance(speed: float, acceleration: float) -> float:
     return distance
 
 
+@settings(deadline=None)
 @given(st.floats(0, 10), st.floats(0.5, 50))
 def test_joint_at_stopping_speed_stops_exactly_at_the_distance(distance, acceleration):
     speed = float(stopping_speed(distance, acceleration, DT))
@@ -120,6 +121,7 @@ def test_joint_at_stopping_speed_stops_exactly_at_the_distance(distance, acceler
     assert not stopping_speed([0.0, -1e-9, -distance], acceleration, DT).any()  # no distance left
 
 
+@settings(deadline=None)
 @given(seven(3))
 def test_braking_ends_at_rest_within_the_deceleration(speed):
     steps = np.concatenate([[speed], braking_steps(np.array(speed), 20.0, DT)])

@@ -135,6 +135,14 @@ def test_stream_within_limits_passes_unchanged():
         np.testing.assert_allclose(safe.q, target, atol=1e-12)
 
 
+def test_a_line_of_one_period_is_checked():
+    safety = started(limits=SLOW)
+    turn = 0.49 * safety.dt * np.eye(7)
+    assert safety.beyond(HOME) < 0 and safety.problem_between(HOME, HOME + turn[0], safety.dt) is None
+    assert safety.problem_between(HOME, HOME + turn[3], safety.dt) == "point speed: TCP"
+    assert safety.problem_between(HOME, HOME + 2 * turn[0], safety.dt) == "speed: joint 1"
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("joint", range(7))
 def test_steps_above_the_limit_are_jumps(sign, joint):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2robot.core.errors import UserError
@@ -100,6 +100,7 @@ inputs = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 10), inputs), max_size=20))
 def test_only_clear_leaves_fault_and_only_start_leads_to_motion(steps):
     watchdog = Watchdog()
@@ -113,7 +114,10 @@ def test_only_clear_leaves_fault_and_only_start_leads_to_motion(steps):
         faulted |= state == State.FAULT
 
 
-@pytest.mark.parametrize("wrong", [{"camera_hold": 0.0}, {"state_fault": np.nan}, {"policy_hold": 2.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [*({key: 0.0} for key in WatchdogLimits.model_fields), {"state_fault": np.nan}, {"policy_hold": 2.0}],
+)
 def test_invalid_limits_are_rejected_by_name(wrong):
     with pytest.raises(UserError, match=f"^bridge.watchdog.{next(iter(wrong))}"):
         WatchdogLimits(**wrong)
