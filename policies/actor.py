@@ -246,13 +246,14 @@ class Actor:
         others, self.remaining = self.remaining, []
         return np.stack([first, *others])  # (k, A)
 
-    def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor]]:
+    def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor], bool]:
         """Return the state of the episode, for `restore`."""
-        return [tensor.clone() for tensor in self.batch.memory], list(self.remaining), self.batch.noise
+        tensors = [tensor.clone() for tensor in self.batch.memory]
+        return tensors, list(self.remaining), self.batch.noise, self._has_task
 
-    def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor]]) -> None:
+    def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor], bool]) -> None:
         """Restore a state from `remember`, which can be reused."""
-        tensors, queue, self.batch.noise = memory
+        tensors, queue, self.batch.noise, self._has_task = memory
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
         self.remaining = list(queue)

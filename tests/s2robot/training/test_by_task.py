@@ -60,7 +60,11 @@ def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, 
         with pytest.raises(UserError, match=words):
             actor.act(obs | changes)
     actor.reset(0)
+    memory = actor.remember()
     left = actor.act(obs | {"task": TASKS[0]})
+    actor.restore(memory)
+    with pytest.raises(UserError, match="task: expected one of"):
+        actor.act(obs)  # the restored episode has no task
     actor.reset(0, TASKS[1])
     assert actor.act(obs)[0] > left[0]
     memory = actor.remember()
