@@ -92,7 +92,7 @@ class ArmRecording:
                 if kept == self.settings.episodes:
                     break
             else:
-                print(f"{kept} episodes were kept; the same command continues", flush=True)
+                print(f"{kept} of {self.settings.episodes} episodes were kept", flush=True)
             return EpisodeStore.open(store.path)
 
     def _open_demos(self, cfg: DictConfig) -> EpisodeStore:
