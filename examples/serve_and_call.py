@@ -29,7 +29,10 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     )  # fmt: skip
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().split()[-1]  # printed once the server is ready
+        words = server.stdout.readline().split()  # printed once the server is ready
+        if not words:
+            sys.exit(server.wait())  # the server has printed why
+        url = words[-1]
         with RemotePolicy(url, read_token(), deadline_s=args.deadline) as policy:
             policy.reset()
             images = {c: np.zeros((*size_of(policy.image_size, c), 3), np.uint8) for c in policy.cameras}

@@ -127,10 +127,10 @@ class DemosSettings(Settings, at="demos"):
         return 0.1 if len(enough) == len(self.members) else 0.0
 
     def stored_world(self, world: Any, acts: bool) -> Any:
-        """Return the world that an imported dataset names, if ``world`` is the default one; else ``world``. ``acts``: the policy
+        """Return the world that the dataset names, if ``world`` is the default one; else ``world``. ``acts``: the policy
         will act in simulation, so a world is also derived from a source file if necessary."""
         attrs = self.members[0]._attributes if world.task == DEFAULT else {}
-        stored = attrs.get("env_config", {}) if "source" in attrs else {}
+        stored = attrs.get("env_config", {})
         if stored.get("task") in OTHERS:
             return settings_of(stored, f"{self.path}: env_config")
         return (world_of_file(attrs) if acts and attrs and names_no_world(attrs) else None) or world

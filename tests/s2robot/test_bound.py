@@ -135,6 +135,13 @@ def test_convert_stores_the_world_and_replay_detects_a_wrong_one(here, words, bu
         near = float(result.stdout.partition("hand 1: ")[2].partition(" %")[0])
         assert near < limit and (limit == 5 or near > 10), result.stdout
     assert EpisodeStore.open(tmp_path / "right.zarr").attrs["env_config"]["id"] == "Slider-v0"
+    file = tmp_path / "right.zarr/zarr.json"
+    about = json.loads(file.read_text())
+    del about["attributes"]["source"]  # now as if recorded here
+    file.write_text(json.dumps(about))
+    assert here("train", "data=right.zarr", *words[3:], "hydra.run.dir=own").returncode == 0
+    contract = json.loads((tmp_path / "own/checkpoint/policy.json").read_text())["contract"]
+    assert contract["env_config"]["id"] == "Slider-v0"
     assert "task: expected" in refused(here("inspect", *words[:3], "replay=true"), "inspect")
 
 
