@@ -180,7 +180,7 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
         # (T, H, W, 3) each
         frames = dict(zip(cameras, episode_frames(store.path, 0, cameras, size), strict=True))
         observations[arm.name] = [
-            {"images": {name: f[t][None] for name, f in frames.items()}, "proprio": state[None], "count": 1}
+            {"images": {name: f[t] for name, f in frames.items()}, "proprio": state}
             for t, state in enumerate(store.episode(0)["proprio"][:_STEPS])
         ]
     times: dict[str, list[float]] = {name: [] for name in planners}
@@ -188,7 +188,7 @@ def ms_per_action(plan: Plan) -> dict[str, float]:
         planner.reset({"seed": 0, "task": next(iter(planner.policy.spec.tasks), None)})
         for observation in observations[name]:
             start = time.perf_counter()
-            planner.plan(observation)
+            planner.plan([observation])
             if iteration:  # the first one warms up
                 times[name].append(1000 * (time.perf_counter() - start))
     torch.set_num_threads(threads)

@@ -6,7 +6,6 @@ its episode ends: after a kill, the same command resumes and loses only the epis
 """
 
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +25,8 @@ from s2robot.demos.replay import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.chunk import ActionChunk, in_chunks
-from s2robot.envs.task import TaskSettings
+from s2robot.envs.task import Task, TaskSettings
+from s2robot.envs.tasks import make
 from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
 from s2robot.policies import BatchActor, ChunkPolicy
@@ -57,7 +56,9 @@ class LearnedPlanner:
         self.device, self.threads, self.tasks = device, threads, tasks
         self._task: str | None = None
         self._actor: BatchActor | None = None
-        self.execute, self.every_step = policy.spec.planned, policy.spec.context > 1
+        self.every_step = (
+            policy.spec.context > 1
+        )  # whether a plan needs the observations of all steps since the last one
         self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
         self._last: np.ndarray | None = None
 
@@ -84,20 +85,22 @@ class LearnedPlanner:
         disagreement = {} if mean is None else {"disagreement": round(mean, 6)}
         return disagreement | ({} if self._task is None else {"task": self._task})
 
-    def plan(self, observation: Mapping) -> np.ndarray:
-        """Return the next actions (execute, A), given the new observations."""
-        start, count = time.monotonic(), observation["count"]
-        frames = [observation["images"][camera][:count] for camera in self.cameras]  # (count, H, W, 3) each
-        tokens = as_stored(self.encoder.encode_cameras(frames), self.dtype)  # (count, C, N, D)
+    def plan(self, seen: Sequence[Mapping]) -> np.ndarray:
+        """Return the next actions (execute, A), given the new observations, the last one last."""
+        start = time.monotonic()
+        frames = [
+            np.stack([each["images"][camera] for each in seen]) for camera in self.cameras
+        ]  # (T, H, W, 3) each
+        tokens = as_stored(self.encoder.encode_cameras(frames), self.dtype)  # (T, C, N, D)
         encoded = time.monotonic()
         self.seconds["encode_s"] += encoded - start
         if self.every_step and self._last is not None:
             # add the steps since the last plan to the context, each after the action that led to it
-            for j, action in enumerate(self._last[:count]):
+            for j, action in enumerate(self._last):
                 self.actor.record_actions([0], action[None])
-                if j < count - 1:
-                    self.actor.observe([0], tokens[j][None], observation["proprio"][j][None])
-        self._last = self.actor.plan([0], tokens[-1:], observation["proprio"][count - 1][None])[0]
+                if j < len(seen) - 1:
+                    self.actor.observe([0], tokens[j][None], seen[j]["proprio"][None])
+        self._last = self.actor.plan([0], tokens[-1:], seen[-1]["proprio"][None])[0]
         self.seconds["policy_s"] += time.monotonic() - encoded
         return self._last
 
@@ -123,7 +126,7 @@ class NearestDemo:
         self._queue = self.actions[int(distance.argmin())]
         self._last = self._queue[-1]
 
-    def plan(self, observation: Mapping) -> np.ndarray:
+    def plan(self, seen: Sequence[Mapping]) -> np.ndarray:
         out = np.zeros((self.execute, len(self.moves)), np.float32)
         now, self._queue = self._queue[: self.execute], self._queue[self.execute :]
         out[: len(now)] = now
@@ -179,32 +182,40 @@ def run_episodes(
 class World:
     """The state of a worker: a world and its planner, which run one episode at a time."""
 
-    def __init__(self, config: TaskSettings, planner: Planner, task: Any = None) -> None:
-        self.planner, self.rate = planner, config.rate_hz
-        steps = planner.execute, planner.every_step
-        self.env = in_chunks(config, *steps) if task is None else ActionChunk(task, *steps)
+    def __init__(self, config: TaskSettings, planner: Planner, task: Task | None = None) -> None:
+        self.planner, self.task = planner, make(config) if task is None else task
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:
         """Return an episode's record, its actions (float32 (steps, A)), and the seconds spent in each part."""
-        before, start, planning = dict(self.planner.seconds), time.monotonic(), 0.0
-        executed: list[np.ndarray] = []  # (execute, A) each
+        task, planner = self.task, self.planner
+        before, start, planning = dict(planner.seconds), time.monotonic(), 0.0
+        executed: list[np.ndarray] = []  # (A,) each
         with span("episode", episode=episode, seed=seed):
-            observation, info = self.env.reset(seed=seed)
-            prints = fingerprints(self.env.world, observation)
-            about = {"layout": json.loads(info["layout"]), "task": self.env.world.instruction}
-            self.planner.reset({**about, "seed": seed, "number": episode})
-            done = False
-            while not done:
+            observation, info = task.reset(seed=seed)
+            prints, layout, best = fingerprints(task, observation), info["layout"], info["progress"]
+            planner.reset({"layout": layout, "task": task.instruction, "seed": seed, "number": episode})
+            seen, over = [observation], False
+            while not over:
                 plan_start = time.monotonic()
                 with span("plan"):
-                    executed.append(self.planner.plan(observation))
+                    plan = planner.plan(seen)
                 planning += time.monotonic() - plan_start
-                observation, _, success, truncated, info = self.env.step(executed[-1])
-                done = success or truncated
-        record = _record(episode, seed, info, self.rate) | {"start": prints} | self.planner.about()
-        costs = {key: value - before[key] for key, value in self.planner.seconds.items()}
+                seen = []
+                for i, action in enumerate(plan, 1):
+                    task.step_physics(action)
+                    executed.append(action)
+                    best = float(np.fmax(best, task.progress))  # NaN if it is not measured
+                    over = task.is_success or len(executed) >= task.settings.max_steps
+                    if over:
+                        break
+                    if planner.every_step or i == len(plan):  # rendering takes most of a rollout's time
+                        seen.append(task.observe())
+        record = (
+            _record(episode, seed, len(executed), task, layout, best) | {"start": prints} | planner.about()
+        )
+        costs = {key: value - before[key] for key, value in planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
-        return record, np.concatenate(executed)[: record["steps"]], costs
+        return record, np.stack(executed), costs
 
 
 def fingerprints(world: Any, observation: Mapping[str, Any]) -> dict[str, str]:
@@ -219,12 +230,15 @@ def _short_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def _record(episode: int, seed: int, info: Mapping[str, Any], rate: float) -> dict[str, Any]:
-    success, steps = bool(info["is_success"]), int(info["steps"])
+def _record(
+    episode: int, seed: int, steps: int, task: Task, layout: Mapping[str, float], best: float
+) -> dict[str, Any]:
+    where, progress = task.record_fields(layout, best)
+    success = bool(task.is_success)
     return {
-        **{"episode": episode, "seed": seed, **json.loads(info["where"])},
-        **{"success": success, "stage": str(info["stage"]), "steps": steps},
-        "time_to_success_s": steps / rate if success else None,
-        **json.loads(info["best"]),
+        **{"episode": episode, "seed": seed, **where},
+        **{"success": success, "stage": str(task.stage), "steps": steps},
+        "time_to_success_s": steps / task.settings.rate_hz if success else None,
+        **progress,
         "video": None,
     }

@@ -81,7 +81,7 @@ class StressWorld:
 
     def film(self, cell: Cell, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
         """Rerun an episode and film what the policy saw."""
-        frames, stages = rerun(self._world(cell).env.world, record["seed"], actions)
+        frames, stages = rerun(self._world(cell).task, record["seed"], actions)
         return write_video(path, frames, record, stages=stages, rate=self.config.rate_hz)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -10,10 +11,10 @@ from gymnasium.utils.env_checker import check_env
 
 from s2robot.core.errors import UserError
 from s2robot.demos.record import record
-from s2robot.envs.chunk import ActionChunk
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.tasks import make, make_cached, register_user_task, settings_class, settings_of
+from s2robot.evaluation.rollouts import World
 from tests.inline import do_inline
 
 
@@ -145,11 +146,11 @@ gymnasium.register("Crash-v0", Crash, max_episode_steps=7)
 
 
 def test_ended_episode_is_not_stepped_again():
-    env = ActionChunk(make(GymSettings(id="Crash-v0", success="reward>=1", image_size=8)), 9)
-    env.reset(seed=5)
-    *_, success, truncated, info = env.step(np.zeros((9, 1)))
-    assert (success, truncated, info["steps"]) == (False, True, 7)
-    assert json.loads(info["best"])["progress"] == -1  # the best of negative rewards
+    settings = GymSettings(id="Crash-v0", success="reward>=1", image_size=8)
+    calls = {"reset": lambda info: None, "plan": lambda seen: np.zeros((9, 1)), "about": dict}
+    record, *_ = World(settings, SimpleNamespace(seconds={}, every_step=False, **calls)).run(0, 5)
+    assert (record["success"], record["steps"]) == (False, 7)
+    assert record["progress"] == -1  # the best of negative rewards
 
 
 @pytest.mark.parametrize(

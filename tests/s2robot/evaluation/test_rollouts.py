@@ -20,7 +20,7 @@ from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.evaluation.evaluate import camera_changes, evaluate_policy, world_changes, world_for
 from s2robot.evaluation.records import read_records
-from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, run_episodes
+from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, World, run_episodes
 from s2robot.evaluation.video import film, film_episodes
 from s2robot.policies import BatchActor, ChunkPolicy, PolicyError
 from tests.configs import composed
@@ -73,9 +73,48 @@ def test_same_seed_gives_the_same_records(encoder, untrained, tmp_path, request)
     assert record["closest_m"] == pytest.approx(min(distances), abs=1e-5) and record["stage"] == env.stage
 
 
+@pytest.mark.parametrize(("k", "every_step"), [(1, False), (3, False), (3, True)])
+def test_chunk_equals_single_steps_and_draws_only_requested_frames(monkeypatch, k, every_step):
+    env, planner = CubePick(CONFIG.replace(max_steps=2 * k)), Replay(k, every_step)
+    single = [env.reset(seed=2)] + [env.step(action)[::4] for action in planner.actions]
+    state, drawn, draw = env.get_state(), [], env.render_cameras
+    monkeypatch.setattr(env, "render_cameras", lambda: drawn.append(1) or draw())
+    record, actions, _ = World(CONFIG, planner, env).run(0, 2)
+    expected = [[single[0]], single[1 : k + 1] if every_step else [single[k]]]
+    assert len(drawn) == 1 + (2 * k - 1 if every_step else 1)
+    assert [*map(len, planner.seen)] == [*map(len, expected)]
+    for seen, (wanted, _) in zip(sum(planner.seen, []), sum(expected, []), strict=True):
+        assert np.array_equal(seen["proprio"], wanted["proprio"])
+        assert all(np.array_equal(seen["images"][name], frame) for name, frame in wanted["images"].items())
+    assert np.array_equal(env.get_state(), state) and np.array_equal(actions, planner.actions)
+    assert (record["success"], record["steps"]) == (False, 2 * k)
+    assert record["closest_m"] == round(min(info["distance"] for _, info in single), 5)
+
+
+class Replay:
+    """A planner that returns small moves, k at a time, and notes what it sees."""
+
+    seconds: dict[str, float] = {}
+
+    def __init__(self, k, every_step):
+        moves = np.random.default_rng(0).uniform(-0.05, 0.05, (2 * k, 7))
+        self.actions = np.append(moves, np.zeros((2 * k, 1)), 1).astype(np.float32)
+        self.k, self.every_step, self.seen = k, every_step, []
+
+    def reset(self, info):
+        """Nothing to prepare."""
+
+    def plan(self, seen):
+        self.seen.append(seen)
+        return self.actions[self.k * (len(self.seen) - 1) :][: self.k]
+
+    def about(self):
+        return {}
+
+
 def test_workers_that_render_videos_do_not_load_torch():
     """Importing torch and a model library would take several times longer."""
-    script = "import sys, s2robot.envs.chunk, s2robot.evaluation.video; print('torch' in sys.modules)"
+    script = "import sys, s2robot.envs.tasks, s2robot.evaluation.video; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True, timeout=120) == "False\n"
 
 
@@ -160,7 +199,7 @@ def test_demos_of_the_same_positions_succeed_and_can_be_rendered(recorded, tmp_p
     yaw = 2 * np.arctan2(pose[6], pose[3]) + np.pi / 2  # a cube has fourfold symmetry
     pose[3:] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
     planner.reset({"layout": CubePickConfig.layout_of({"cube_pose": pose})})
-    actions, length = planner.plan({}), store.lengths[1]
+    actions, length = planner.plan([]), store.lengths[1]
     assert np.array_equal(actions[:length], store.episode(1)["action"])
     assert not actions[length:, :7].any() and (actions[length:, 7] == 1).all()
 
