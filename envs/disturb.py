@@ -52,9 +52,6 @@ IMAGES: Mapping[str, Callable[[Frame, float, _Random], Frame]] = {
 _EPISODES = ("white_balance", "dropped_frames", "dead_camera", "delay")
 
 
-# ---------------------------------------------------------------- changes of a MuJoCo model
-
-
 def _free_bodies(model: Any) -> list[int]:
     first = model.body_jntadr
     return [b for b in range(model.nbody) if first[b] >= 0 and model.jnt_type[first[b]] == 0]  # 0: mjJNT_FREE

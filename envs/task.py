@@ -98,8 +98,6 @@ class Task(gymnasium.Env):
     draw: bool = True
     _steps = 0
 
-    # ---------------------------------------------------------------- defined by each task
-
     @abstractmethod
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
         """Place everything for a new episode; only ``rng`` and ``options`` determine where."""
@@ -183,8 +181,6 @@ class Task(gymnasium.Env):
     def has_state(self) -> bool:
         """Whether the task can return to a state."""
         return type(self).set_state is not Task.set_state
-
-    # ---------------------------------------------------------------- shared by all tasks
 
     @property
     def camera_sizes(self) -> dict[str, tuple[int, int]]:

@@ -119,8 +119,6 @@ def line(connection: socket.socket) -> bytes:
     return received
 
 
-# ---------------------------------------------------------------- copies started by the product
-
 _start, _spawn = subprocess.Popen, multiprocessing.util.spawnv_passfds
 
 

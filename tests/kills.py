@@ -56,9 +56,6 @@ def kill_at_every_write(
     return {f"{n} {writes[n]}": folder / str(n) for n in range(first, len(writes), every)}
 
 
-# ---------------------------------------------------------------- in the separate process
-
-
 def _watch(folder: Path, chosen: range, log: int) -> None:
     """Log the writes below `folder`, each with the mode that appends half a line; stop at the `chosen` ones."""
     count, last, busy = 0, "", False

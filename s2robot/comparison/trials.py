@@ -133,9 +133,6 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     return 0 if all(verdict(pair) for pair in found) else UNDECIDED
 
 
-# ---------------------------------------------------------------- reading
-
-
 def read_arms(word: str) -> list[Arm]:
     """Return the arms of `[<name>:]74/80` or `[<name>:]<file or folder>`. UserError for anything else, or a broken file."""
     if counts := _COUNTS.fullmatch(word):
@@ -213,9 +210,6 @@ def _read_json(path: Path) -> list[_Row]:
     if not rows:
         raise UserError(f"{path}: expected per_episode or per_task of LeRobot's eval_info.json, got neither")
     return rows
-
-
-# ---------------------------------------------------------------- figures
 
 
 def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = None) -> dict[str, Any]:

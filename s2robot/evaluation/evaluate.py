@@ -165,9 +165,6 @@ def _roll_out(
     return found
 
 
-# ---------------------------------------------------------------- the world, and what a summary stores of it
-
-
 def world_for(
     world: TaskSettings | None, contract: dict[str, Any], image_size: ImageSize
 ) -> tuple[TaskSettings, dict[str, Any], list[str]]:

@@ -134,9 +134,6 @@ def _check(store: EpisodeStore, contract: Mapping[str, Any], policy: ChunkPolicy
     check_same(f"{store.path}: tokens of a camera", next(both), next(both), " as in the policy's demos")
 
 
-# ------------------------------------------------------------------------------------------------ report
-
-
 def _write_report(
     path: Path, summary: Mapping[str, Any], measured: Measured, shown: list[page.Section]
 ) -> None:

@@ -58,9 +58,6 @@ class _Summary(Stored):
 _COMMON = {*_Record.model_fields, "progress", "fault"}
 
 
-# ---------------------------------------------------------------- files
-
-
 class Journal:
     """Finished episodes on disk, in `episodes.jsonl`. Opening it drops an episode left unfinished by a kill.
 
@@ -141,9 +138,6 @@ def read_actions(run_dir: Path, episode: int) -> np.ndarray:
 
 def _actions_file(run_dir: Path, episode: int) -> Path:
     return run_dir / "actions" / f"episode_{episode:04d}.npy"
-
-
-# ---------------------------------------------------------------- figures
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -150,9 +150,6 @@ def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
     return [axis for axis in known if settings.only is None or axis in settings.only]
 
 
-# ---------------------------------------------------------------- figures
-
-
 def figures(
     journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
 ) -> dict[str, Any]:
@@ -186,9 +183,6 @@ def _chosen_films(
         lost = [(c, e) for c, e, success in outcomes if solved[e]["success"] > success]
         films += [(c, e, f"videos/{c.axis}-{c.strength}_{e:04d}.mp4") for c, e in lost[:1]]
     return films
-
-
-# ---------------------------------------------------------------- the page
 
 
 def headline(found: Mapping[str, Any]) -> str:

@@ -133,9 +133,6 @@ def test_rate_is_passed_to_the_dataset_reader(here, tmp_path):
         assert expected in refused(result, "inspect")
 
 
-# ---------------------------------------------------------------- demos of another robot, as an episode store
-
-
 def koch(path, episodes: int = 12, source: object = SOURCE["source"]):
     about = {"robot": "koch", "rate_hz": 20, "env_version": "", "source": source}
     return f"demos.path={write_noise(path, {'top': (32, 32)}, [9] * episodes, **about)}"
@@ -174,9 +171,6 @@ def test_a_tenth_is_held_out_and_seconds_become_steps_of_the_demos(here, small, 
 def test_small_and_emulated_datasets_hold_out_no_episodes(tmp_path, source, episodes, share):
     path = koch(tmp_path / "d.zarr", episodes, source).partition("=")[2]
     assert DemosSettings(path=path).default_validation() == share
-
-
-# ---------------------------------------------------------------- the same weights after conversion to another format
 
 
 @pytest.mark.slow  # it renders simulated demos again for each format

@@ -177,9 +177,6 @@ def test_command_of_the_documented_coverage_prints_its_tables(capsys, monkeypatc
     assert len(capsys.readouterr().out.splitlines()) == 2 + 15 + 1 + 2 + 1 + 9
 
 
-# ---------------------------------------------------------------- interim looks at a running comparison
-
-
 def log_e(wins, losses):
     return (wins + losses) * math.log(2) + betaln(wins + 1, losses + 1)
 
@@ -273,9 +270,6 @@ def test_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
     middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
     half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
     assert success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))
-
-
-# ---------------------------------------------------------------- combined with a simulation
 
 
 def test_simulated_trials_add_information_and_keep_the_coverage():

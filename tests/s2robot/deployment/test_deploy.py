@@ -56,9 +56,6 @@ def commands(emulator, begin):
     return emulator("commands", since=begin)["commands"]
 
 
-# ---------------------------------------------------------------- without motion
-
-
 def test_dry_run_sends_nothing_and_plots_the_commands(config, emulator, tmp_path, capsys):
     before = emulator("status")
     begin = time.monotonic()
@@ -132,9 +129,6 @@ def test_nothing_moves_without_the_operators_confirmation(config, emulator, monk
         with pytest.raises(UserError, match="standard input: expected a terminal"):
             deploy.deploy(config("live=true", "confirm=true", *box))
     assert commands(emulator, begin) == []
-
-
-# ---------------------------------------------------------------- with motion
 
 
 def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys):

@@ -79,8 +79,6 @@ def test_camera_shapes_that_differ_or_that_the_demos_omit():
     assert len(bad(check(camera_geometry=None))) == 4
 
 
-# ---------------------------------------------------------------- an observation
-
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 IMAGES = dict(zip(("hand", "left"), FRAMES, strict=True))
 HOME = np.array([0, 0, 0, 0.7, 0, 0.7, 0, 1.0], np.float32)

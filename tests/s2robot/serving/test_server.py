@@ -146,9 +146,6 @@ def ask(ws, message) -> dict:
     return unpack(ws.recv(timeout=PATIENT))
 
 
-# ---------------------------------------------------------------- the same policy
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_actions_are_bit_equal_to_the_local_policy(checkpoints, kind):
     local, encoder, contract = load_policy(checkpoints[kind], "cpu")
@@ -222,9 +219,6 @@ def test_only_the_newest_waiting_request_is_answered(checkpoint):
         assert server.session.calls == 2 and server.skipped == 3
 
 
-# ---------------------------------------------------------------- openpi's client
-
-
 def as_openpi(observation: dict) -> dict:
     images = {f"observation/{name}_image": image for name, image in observation["images"].items()}
     return {**images, "observation/state": observation["proprio"], "prompt": "pick up the cube"}
@@ -265,9 +259,6 @@ def test_openpis_client_starts_episodes_with_reset_and_survives_failures(checkpo
                     client.infer(as_openpi(seen))
                 actor.fails = False
                 assert np.array_equal(client.infer(as_openpi(seen))["actions"], second)
-
-
-# ---------------------------------------------------------------- who may connect
 
 
 def test_wrong_token_is_rejected(checkpoint):
@@ -316,9 +307,6 @@ def test_a_client_that_does_not_read_is_dropped(checkpoint):
                     ws.send(pack(request(number)))
                 time.sleep(0.05)
             wait_for(lambda: server.client is None)
-
-
-# ---------------------------------------------------------------- bad requests
 
 
 def test_bad_observations_are_answered_with_the_reason(checkpoint):
@@ -384,9 +372,6 @@ def test_a_policy_that_hangs_stops_the_server(checkpoint):
             policy.act(observations(1)[0])
         wait_for(lambda: errors)
     assert isinstance(errors[0], UserError) and "0.3 s" in str(errors[0])
-
-
-# ---------------------------------------------------------------- bad servers
 
 
 HELLO = {
@@ -537,9 +522,6 @@ def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
         assert time.monotonic() - begin < SOON
 
 
-# ---------------------------------------------------------------- the token
-
-
 def test_token_file_is_created_once_and_private_to_its_owner(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -574,8 +556,6 @@ def test_no_token_is_created_for_a_reachable_address(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^serve.host: "):
         is_loopback("no such host.invalid")
 
-
-# ---------------------------------------------------------------- the command
 
 # as a shell starts a job with `&`
 BACKGROUND = """

@@ -272,8 +272,6 @@ def test_missing_box_or_bad_address_is_one_error_line(ip):
         XArmDriver(ip, ports=free_ports()).connect(2.0)
 
 
-# ---------------------------------------------------------------- the SDK's output and its folder
-
 SPEAK = """
 import sys
 from pathlib import Path

@@ -174,8 +174,6 @@ def test_gripper_answers_or_is_silent(frame):
     assert 0 <= g.target <= 850 and 1 <= g.speed <= 5000
 
 
-# ---------------------------------------------------------------- frames, however the stream is split
-
 requests = st.builds(
     wire.Request, transaction=st.integers(0, 65535), protocol=st.sampled_from([0, 1, 2, 3]), function=st.integers(0, 255),
     payload=st.binary(max_size=200),

@@ -100,9 +100,6 @@ def test_side_channel_answers_any_input(emulator):
             assert answer["ok"] is False and "\n" not in answer["error"]
 
 
-# ---------------------------------------------------------------- the vendor's SDK, unmodified
-
-
 @pytest.fixture
 def arm(emulator):
     """Return the SDK's arm, ready for a stream of joints."""
