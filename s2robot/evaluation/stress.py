@@ -16,7 +16,7 @@ from pydantic import field_validator
 from scipy import stats
 
 from s2robot.config import task_settings
-from s2robot.core.errors import one_of
+from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import write_csv, write_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, versions
@@ -147,7 +147,9 @@ def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
     world.close()
     for axis in settings.only or ():
         one_of("only", axis, known, hint=" in this world")
-    return [axis for axis in known if settings.only is None or axis in settings.only]
+    if not (chosen := [axis for axis in known if settings.only is None or axis in settings.only]):
+        raise UserError(f"only: expected some of {', '.join(known) or 'the axes'}, got none")
+    return chosen
 
 
 def figures(

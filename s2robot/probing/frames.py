@@ -5,8 +5,6 @@ data.encode("tiny", encoder).shape                 # (T, cameras, N, D), from th
 data.labels("train")["cube_pose"].shape            # (600, 7)
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +85,7 @@ class FrameSettings(Settings, at="probe", file="probe/readout"):
     def rules(self) -> Iterator[tuple[Any, ...]]:
         disjoint = not set(self.seeds("train")) & set(self.seeds("test"))
         yield "test_seed", disjoint, "a range without training episodes"
+        yield "frames", self.frames <= self.world.max_steps, f"<= {self.world.max_steps}, env.max_steps"
 
     def seeds(self, part: str) -> range:
         """Return the seeds of the "train" or "test" episodes."""
@@ -138,7 +137,7 @@ class FrameFeatures:
 
     def encode(self, name: str, encoder: S2Encoder) -> np.ndarray:
         """Return features from the cache, or newly encoded.  # (T, cameras, N, D)"""
-        dataset = hashlib.sha256(json.dumps([self.key, self.seeds]).encode()).hexdigest()
+        dataset = short_hash([self.key, self.seeds])
         encoder.to(device_of(self.cfg.device))
 
         def images(episodes: list[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
