@@ -31,15 +31,8 @@ from zarr.storage import LocalStore
 
 from s2robot.core.errors import check_same
 from s2robot.core.settings import read
-from s2robot.demos.arrays import (
-    CHUNK_BYTES,
-    ENDS,
-    StoredArray,
-    committed_ends,
-    create_array,
-    define_arrays,
-    new_path,
-)
+from s2robot.demos import arrays
+from s2robot.demos.arrays import ENDS, StoredArray
 from s2robot.demos.bounds import json_file
 from s2robot.demos.errors import disk_error, mismatch
 from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attributes, checked_episode
@@ -86,11 +79,11 @@ class EpisodeStore:
         path = Path(path)
         attributes = checked_attributes(path, attributes)
         check_joints(path, attributes)
-        with new_path(path) as fresh:
+        with arrays.new_path(path) as fresh:
             about = {**attributes, "arrays": {}}
             root = zarr.create_group(LocalStore(fresh), zarr_format=3, attributes=about)
             root.create_group("data")
-            create_array(root, ENDS, np.dtype(np.int64), ())
+            arrays.create_array(root, ENDS, np.dtype(np.int64), ())
         return cls(path, "a")
 
     @classmethod
@@ -127,7 +120,7 @@ class EpisodeStore:
         found = _attributes(self.path).get("schema_version")
         check_same(file, {"schema_version": SCHEMA_VERSION}, {"schema_version": found})
         self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
-        self.episode_ends = committed_ends(self._arrays[ENDS])  # (episodes,) int64
+        self.episode_ends = arrays.committed_ends(self._arrays[ENDS])  # (episodes,) int64
         attributes = _attributes(self.path)
         specs = attributes.pop("arrays", None)
         if not isinstance(specs, dict) or (len(self) and not any(name.startswith("data/") for name in specs)):
@@ -169,17 +162,17 @@ class EpisodeStore:
         end = first
         try:
             for piece in pieces:
-                arrays, values = checked_episode(where, self._specs, piece, meta[0], self._attrs)
+                steps, values = checked_episode(where, self._specs, piece, meta[0], self._attrs)
                 keys = list(values)
                 if end == 0:  # the first episode defines the arrays
-                    rows = [(f"data/{k}", v.dtype, v.shape[1:]) for k, v in arrays.items()]
+                    rows = [(f"data/{k}", v.dtype, v.shape[1:]) for k, v in steps.items()]
                     rows += [(f"meta/{k}", v.dtype, v.shape) for k, v in values.items()]
                     self._specs = {name: [str(dtype), list(shape)] for name, dtype, shape in rows}
-                    new_arrays = define_arrays(self.path, self._attrs, self._specs)
+                    new_arrays = arrays.define_arrays(self.path, self._attrs, self._specs)
                     self._arrays = {ENDS: self._arrays[ENDS], **new_arrays}
-                for key, value in arrays.items():
+                for key, value in steps.items():
                     self._arrays[f"data/{key}"].extend(end, value)
-                end += len(next(iter(arrays.values())))
+                end += len(next(iter(steps.values())))
             if end == first:
                 raise mismatch(where, "at least one step", "none")
             for key in keys:
@@ -205,7 +198,7 @@ class EpisodeStore:
         rows = max(1, PIECE_BYTES // max(sum(other.read(key, 0, 1).nbytes for key in other.keys), 1))
         chunk, done = self._arrays[ENDS].array.chunks[0], 0
         while done < len(lengths):
-            # commit the first episode of a chunk alone: see `committed_ends`
+            # commit the first episode of a chunk alone: see `arrays.committed_ends`
             room = -len(self) % chunk or 1
             begin, end = other._first_row(done), other._first_row(min(done + room, len(lengths)))
             pieces = (
@@ -291,7 +284,7 @@ class EpisodeStore:
         digest.update(ends.tobytes())
         for name in sorted(specs):
             dtype, shape = specs[name]
-            step = max(1, CHUNK_BYTES // max(np.dtype(dtype).itemsize * math.prod(shape), 1))
+            step = max(1, arrays.CHUNK_BYTES // max(np.dtype(dtype).itemsize * math.prod(shape), 1))
             count = self._first_row(len(ends)) if name.startswith("data/") else len(ends)
             for start in range(0, count, step):
                 digest.update(self._arrays[name].read(start, min(start + step, count)).tobytes())

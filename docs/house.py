@@ -256,18 +256,18 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 8755),  # 7000
-    "envs": (("envs",), 3610),  # 3700
-    "demos": (("demos", "inspection"), 5180),  # 4000
+    "arm": (("envs.real", "deployment"), 8735),  # 7000
+    "envs": (("envs",), 3615),  # 3700
+    "demos": (("demos", "inspection"), 5172),  # 4000
     "policies": (("policies",), 3130),  # 3000
-    "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3280),  # 3600
-    "training": (("training", "pretraining"), 1985),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4420),  # 4000
-    "probing": (("probing",), 1510),  # 1600
+    "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3279),  # 3600
+    "training": (("training", "pretraining"), 1978),  # 1800
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4408),  # 4000
+    "probing": (("probing",), 1505),  # 1600
     "serving": (("serving",), 930),  # 600
     "core": (("",), 3195),  # 2700: core, config, the command line and the pipeline
 }
-MAX_TEST_LINES = 24934
+MAX_TEST_LINES = 24891
 MAX_BENCHMARK_LINES = 3110
 MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # README included and the changelog not
 

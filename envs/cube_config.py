@@ -185,6 +185,12 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         near = "–" if closest is None else f"{100 * closest:.1f}"
         return {"cube x (cm)": x, "cube y (cm)": y, "yaw (°)": yaw, "closest (cm)": near}
 
+    def draw_start(self, rng: np.random.Generator) -> tuple[tuple[float, float], float, np.ndarray]:
+        """Draw an episode's start: the cube's x, y (m, table frame) and yaw (rad), and the arm's joints (7,) (rad)."""
+        xy, yaw = (rng.uniform(*self.box_x), rng.uniform(*self.box_y)), rng.uniform(*self.yaw)
+        noise = rng.uniform(-self.start_noise, self.start_noise, 7)
+        return xy, yaw, np.array(robot_spec(self.robot).home) + noise
+
     def recording_problem(self) -> str:
         # a state does not contain its positions, so the frames could not be rendered again
         return f"env.clutter: expected 0 when recording demos, got {self.clutter}" if self.clutter else ""

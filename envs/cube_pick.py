@@ -82,14 +82,12 @@ class CubePick(MujocoTask):
 
     def begin(self, rng, options) -> None:
         c = self.config
-        cube_xy = np.array([rng.uniform(*c.box_x), rng.uniform(*c.box_y)])
-        yaw = rng.uniform(*c.yaw)
-        noise = rng.uniform(-c.start_noise, c.start_noise, 7)
-        cube_xy = np.asarray(options.get("cube_xy", cube_xy), float)
+        xy, yaw, start = c.draw_start(rng)
+        cube_xy = np.asarray(options.get("cube_xy", xy), float)
         if self._clutter:  # after all other draws, so that they do not depend on it
             self._scatter(rng, cube_xy)
         yaw = float(options.get("cube_yaw", yaw))
-        start = np.asarray(options.get("start_joints", np.array(self.spec_robot.home) + noise), float)
+        start = np.asarray(options.get("start_joints", start), float)
 
         self.world.reset()
         self._open_gripper()

@@ -20,6 +20,7 @@ from s2robot.envs.gl import choose_gl
 from s2robot.envs.meshes import coarse_meshes
 
 LOOK = 2  # version of the frames: increase it with any change here or in world.py to a state's image
+Size = tuple[int, int]  # (height, width), px
 _HIDDEN_GROUP = 5  # a geom group that is never drawn
 
 
@@ -59,7 +60,7 @@ class OffscreenRenderer:
     EnvError if no offscreen OpenGL library is installed, or MUJOCO_GL disables it.
     """
 
-    def __init__(self, model: mujoco.MjModel, *sizes: tuple[int, int], skip_hidden=True, coarse=True):
+    def __init__(self, model: mujoco.MjModel, *sizes: Size, skip_hidden=True, coarse=True):
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 1
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
@@ -67,7 +68,7 @@ class OffscreenRenderer:
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
         self.model, self.size, self.skip_hidden = model, sizes[0], skip_hidden
         self._fixed = model.body_weldid[model.geom_bodyid] == 0  # (ngeom,)
-        self._stills: dict[tuple[int, int, int], _Still] = {}  # by camera and size
+        self._stills: dict[tuple[int, ...], _Still] = {}  # by camera and size
         self._gl = _gl_context(width, height)
         self._gl.make_current()
         drawn = coarse_meshes(model) if coarse else model
@@ -86,20 +87,20 @@ class OffscreenRenderer:
         self._finalizer = weakref.finalize(self, _free, self._context, self._gl)
         atexit.register(self._finalizer)
 
-    def render(self, data: mujoco.MjData, camera_id: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    def render(self, data: mujoco.MjData, camera_id: int, size: Size | None = None) -> np.ndarray:
         """Return one frame of an up-to-date ``data`` (after mj_forward).  # uint8 (H, W, 3)"""
-        height, width = size or self.size
-        pixels = self._over_still(data, camera_id, height, width) if self.skip_hidden else None
+        size = size or self.size
+        pixels = self._over_still(data, camera_id, size) if self.skip_hidden else None
         if pixels is None:
-            rect = self._draw(data, camera_id, height, width)
-            pixels = np.empty((height, width, 3), np.uint8)
+            rect = self._draw(data, camera_id, size)
+            pixels = np.empty((*size, 3), np.uint8)
             mujoco.mjr_readPixels(pixels, None, rect, self._context)
         return pixels[::-1].copy()  # OpenGL's first row is the bottom one
 
     def truth(self, data: mujoco.MjData, camera_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Return each pixel's distance along the camera's axis, m, float64 (H, W), and geom, int (H, W), -1 for none."""
         flags = {mujoco.mjtRndFlag.mjRND_SEGMENT: True, mujoco.mjtRndFlag.mjRND_IDCOLOR: True}
-        pixels, raw = self._read(data, camera_id, *self.size, flags=flags)
+        pixels, raw = self._read(data, camera_id, self.size, flags=flags)
         planes = self.model.vis.map
         near, far = (edge * self.model.stat.extent for edge in (planes.znear, planes.zfar))
         depth = near * far / (near + raw[::-1].astype(np.float64) * (far - near))
@@ -111,9 +112,9 @@ class OffscreenRenderer:
                 geoms[geom.segid + 1] = geom.objid
         return depth, geoms[segments]
 
-    def _over_still(self, data: mujoco.MjData, camera_id: int, height: int, width: int) -> np.ndarray | None:
+    def _over_still(self, data: mujoco.MjData, camera_id: int, size: Size) -> np.ndarray | None:
         """Compose a frame, bottom row first, of fixed and moving geoms; None if it must be drawn as a whole."""
-        key, scene = (camera_id, height, width), self._scene_bytes(data, camera_id)
+        key, scene = (camera_id, *size), self._scene_bytes(data, camera_id)
         still = self._stills.get(key)
         if still is None or still.scene != scene:  # the camera may move: wait for a repetition
             self._stills[key] = _Still(scene)
@@ -122,11 +123,11 @@ class OffscreenRenderer:
             self._update(data, camera_id, np.zeros(self.model.ngeom, bool))
             still.mixed = not self._only_opaque_geoms()
             if not still.mixed:
-                still.pixels, still.depth = self._read(data, camera_id, height, width, ~self._fixed)
+                still.pixels, still.depth = self._read(data, camera_id, size, ~self._fixed)
         if still.mixed:
             return None
         no_sky = {mujoco.mjtRndFlag.mjRND_SKYBOX: False}
-        pixels, depth = self._read(data, camera_id, height, width, self._fixed, no_sky)
+        pixels, depth = self._read(data, camera_id, size, self._fixed, no_sky)
         assert still.pixels is not None and still.depth is not None
         rows, out = np.flatnonzero(depth.any(axis=1)), still.pixels.copy()
         if len(rows):
@@ -159,8 +160,7 @@ class OffscreenRenderer:
         self,
         data: mujoco.MjData,
         camera_id: int,
-        height: int,
-        width: int,
+        size: Size,
         hidden: np.ndarray | None = None,
         flags: Mapping[int, bool] = MappingProxyType({}),
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -169,18 +169,19 @@ class OffscreenRenderer:
         for flag, value in flags.items():
             self._scene.flags[flag] = value
         try:
-            rect = self._draw(data, camera_id, height, width, hidden)
+            rect = self._draw(data, camera_id, size, hidden)
         finally:
             self._scene.flags[:] = before
-        pixels, depth = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.float32)
+        pixels, depth = np.empty((*size, 3), np.uint8), np.empty(size, np.float32)
         # far is 0, as in the depth buffer: only this rounds distant depths finely
         self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         mujoco.mjr_readPixels(pixels, depth, rect, self._context)
         return pixels, depth
 
     def _draw(
-        self, data: mujoco.MjData, camera_id: int, height: int, width: int, hidden: np.ndarray | None = None
+        self, data: mujoco.MjData, camera_id: int, size: Size, hidden: np.ndarray | None = None
     ) -> mujoco.MjrRect:
+        height, width = size
         out = np.zeros(self.model.ngeom, bool) if hidden is None else hidden
         if self.skip_hidden:
             out = out | outside_view(self.model, data, camera_id, width / height)

@@ -44,6 +44,7 @@ LONG = (
 
 def pytest_configure(config):
     """Start processes as copies of one preloaded process (`forks.py`) that all test workers share."""
+    os.environ |= {"PYTHONPATH": str(forks.ROOT), "OMP_NUM_THREADS": "1"}  # of all processes that tests start
     if not hasattr(config, "workerinput"):
         os.environ[forks.SESSION] = str(os.getpid())
     if config.getoption("numprocesses", None):

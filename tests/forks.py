@@ -104,9 +104,8 @@ def _connection() -> socket.socket:
         connection.close()
         assert time.monotonic() < end, "the process to copy did not start"
         if not started:
-            env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", "from tests import warm; warm.serve()"]
-            _start(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            _start(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             started = True
         time.sleep(0.02)
 

@@ -46,10 +46,11 @@ def kill_at_every_write(
     """
     file, name = inspect.getsourcefile(job), job.__name__
     command = [sys.executable, __file__, str(file), name, str(folder), str(every), str(first)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     log = folder / "kills.log"
     with log.open("w") as stream:
-        status = forks.run(command, env=env, stdout=stream, stderr=stream, timeout=seconds).returncode
+        status = forks.run(
+            command, env=os.environ | environment, stdout=stream, stderr=stream, timeout=seconds
+        ).returncode
     assert not status, log.read_text()[-4000:]
     writes = json.loads((folder / "writes.json").read_text())
     assert writes, "the job writes nothing"

@@ -47,9 +47,8 @@ def frames_at(
 ) -> Iterator[np.ndarray]:
     """Yield the first frame at or after each time, in s from the video's start (T,) (DatasetError).  # uint8 (H, W, 3)
 
-    Args:
-        near: tolerance of a frame's time in s; without it, the last frame may be repeated for a few steps.
-        whole: reject a file with further frames.
+    ``near``: tolerance of a frame's time in s; without it, the last frame may be repeated for a few steps. ``whole``: reject a
+    file with further frames.
     """
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     early, late = (EARLY * step, np.inf) if near is None else (near, near)

@@ -203,8 +203,8 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
 
 
 def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
-    own = (*overrides_for("record", words), f"out={word(root / 'demos.zarr')}", *_hydra(root, "record"))
-    return Job(f"{label}demos: record", "record", own, root / "record")
+    own = (*overrides_for("record", words), f"out={word(root / 'demos.zarr')}")
+    return _job(f"{label}demos: record", "record", own, root / "record")
 
 
 def training(plan: Plan, world: World) -> Policies:
@@ -241,8 +241,10 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
     return jobs
 
 
-def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[Job, ...]) -> Job:
-    return Job(name, verb, (*words, *_hydra(stamp.parent, verb)), stamp, needs)
+def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[Job, ...] = ()) -> Job:
+    # an arm's stages share a folder, but have separate config folders in it
+    folders = f"hydra.run.dir={word(stamp.parent)}", f"hydra.output_subdir=.hydra-{verb}"
+    return Job(name, verb, (*words, *folders), stamp, needs)
 
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
@@ -250,11 +252,6 @@ def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
     for arm, seed in product(plan.arms, plan.seeds):
         runs[arm.name][seed] = read_records(plan.folder(world, arm, seed) / "episodes.jsonl", episodes)
     return runs
-
-
-def _hydra(folder: Path, verb: str) -> tuple[str, str]:
-    """Return Hydra's folder overrides; an arm's stages share a folder, but have separate config folders in it."""
-    return f"hydra.run.dir={word(folder)}", f"hydra.output_subdir=.hydra-{verb}"
 
 
 def word(path: Path) -> str:

@@ -8,6 +8,7 @@ episode, which is appended. Episodes in which the policy succeeds are not append
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,6 @@ from s2robot.loading import image_size_of, load_networks, load_policy
 from s2robot.policies import Actor, check_contract
 
 REASONS = ("missed", "stalled", "late", "unsure")  # reasons for a takeover
-_OPEN: dict[str, tuple[Task, Actor]] = {}
 
 
 class TakeoverSettings(Settings, at="recording.takeover", file="recording/dagger"):
@@ -55,6 +55,15 @@ class Course:
     world: TaskSettings  # with the policy's cameras, at its encoder's image size
     picker: Any
     expert: int  # length of the expert's chunks
+
+
+class Corrector:
+    """The state of a worker: the world, and the policy that acts in it."""
+
+    def __init__(self, course: Course):
+        settings, self.course = course.settings, course
+        self.actor, _, _ = load_policy(str(settings.checkpoint), settings.device, settings.weights)
+        self.env = make(course.world, draw=False)
 
 
 def record_corrections(
@@ -88,8 +97,8 @@ def record_corrections(
     _check_and_note_round(out, settings)
     todo, known = left_to_try(store, count, settings.positions)
     counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
-    with store, worker_pool(settings.workers) as pool:
-        corrected = pool.in_order(corrected_episode, [(course, seed) for seed in todo])
+    with store, worker_pool(settings.workers, partial(Corrector, course)) as pool:
+        corrected = pool.in_order(corrected_episode, [(seed,) for seed in todo])
         for done, (arrays, facts) in enumerate(corrected, 1):
             if arrays:
                 store.append(arrays, {k: facts[k] for k in ("seed", "success", "layout") if k in facts})
@@ -152,15 +161,13 @@ def _check_and_note_round(out: Path, settings: DaggerSettings) -> None:
     note_round(out, now)
 
 
-def corrected_episode(course: Course, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def corrected_episode(corrector: Corrector, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Run an episode of a policy, with takeover by the expert.
 
-    Returns:
-        Arrays over time if the expert took over and succeeded, else {}.
-        `seed`, `reason` for the takeover ("" if there was none), its `step`, final `success`, and `layout` if the task's
-        demos have it.
+    Return its arrays over time if the expert took over and succeeded, else {}; and `seed`, `reason` for the takeover ("" if
+    there was none), its `step`, final `success`, and `layout` if the task's demos have it.
     """
-    env, actor = _world_and_actor(course)
+    env, actor, course = corrector.env, corrector.actor, corrector.course
     _, info = env.reset(seed=seed)
     expert: Any = env.expert(np.random.default_rng([seed, 7]), course.picker)
     actor.reset(seed)
@@ -236,13 +243,3 @@ def _closed(env: Task, actions: Any) -> bool:
         binary += [at] if part["kind"] == "binary" else []
         at += part["size"]
     return len(actions) > 0 and bool(actions[-1][binary[-1]] >= 0.5)
-
-
-def _world_and_actor(course: Course) -> tuple[Task, Actor]:
-    """Return a worker's world and policy, shared by its next episodes."""
-    key, settings = repr(course), course.settings
-    if key not in _OPEN:
-        _OPEN.clear()
-        actor, _, _ = load_policy(str(settings.checkpoint), settings.device, settings.weights)
-        _OPEN[key] = make(course.world, draw=False), actor
-    return _OPEN[key]

@@ -56,12 +56,8 @@ _TURNS = {  # how an image looks, and what corrects it
 def check_all(
     policy: Policy, arm: ConnectedArm, demos: DemosSettings, picture: Path, live: bool = False
 ) -> list[Finding]:
-    """Check contract, arm, observation, views and latency; write the image file `picture`.
-
-    Args:
-        demos: the demos whose images to compare with.
-        live: whether the arm will move: swapped cameras are then a "stop".
-    """
+    """Check contract, arm, observation, and latency, compare the views with the demos' and write the image file `picture`.
+    `live`: the arm will move, so swapped cameras are a "stop"."""
     limits, size, state = arm.limits, policy.image_size, arm.driver.read()
     # a path requires at least two commands between two decisions
     rate = min(policy.rate_hz, limits.rate_hz / 2)

@@ -13,6 +13,7 @@ from s2robot.envs.real.control.loop import Result
 from s2robot.envs.real.control.safety import Safe, Verdict
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import State
+from s2robot.reporting.plots import Line, Panel, curves
 from s2robot.reporting.style import INK, ORANGE, PURPLE, VERMILLION, save_figure
 
 _COLOURS = {Verdict.CLAMP: ORANGE, Verdict.HOLD: PURPLE, Verdict.STOP: VERMILLION}
@@ -102,28 +103,24 @@ class EpisodeLog(Subscriber):
 
     def _draw(self, title: str, time: np.ndarray) -> Figure:
         """Plot each joint between its limits, and the gripper; dots mark commands that the filter changed."""
-        n = self.limits.joints
-        rows = n // 2 + 1
-        figure = Figure(figsize=(10, 2.25 * rows), layout="constrained", dpi=80)
-        figure.suptitle(title, fontsize=11)
         verdicts = np.array([safe.verdict for _, _, safe in self._rows])
         opening = [np.nan if safe.gripper is None else safe.gripper for _, _, safe in self._rows]
-        paths = np.column_stack([self.joints, opening])  # (T, N + 1)
-        for i, axes in enumerate(figure.subplots(rows, 2, sharex=True).ravel()[: n + 1]):
-            axes.plot(time, paths[:, i], color=INK, lw=1)
+        panels, dots = [], {"ls": "none", "marker": ".", "ms": 4}
+        for i, path in enumerate([*self.joints.T, np.array(opening)]):  # (T,) each
+            lines, name, ylim = [Line(time, path, "", INK, style={"lw": 1})], "gripper, 1 = open", None
             for verdict, colour in _COLOURS.items():
-                at = verdicts == verdict
-                axes.plot(time[at], paths[at, i], ".", ms=4, color=colour, label=f"{verdict.name} {at.sum()}")
-            text = "gripper, 1 = open, and verdicts of the safety filter"
-            if i < n:
-                for limit in (self._low[i], self._high[i]):
-                    axes.axhline(limit, color=VERMILLION, lw=1.5)
-                axes.set_ylim(paths[:, i].min() - _ROOM, paths[:, i].max() + _ROOM)
-                text = f"joint {i + 1} (rad): limits {self._low[i]:.2f} to {self._high[i]:.2f}"
-            else:
-                axes.legend(fontsize=7)
-            axes.set_title(text, fontsize=9, loc="left")
-        figure.supxlabel("s", fontsize=9)
+                at, label = verdicts == verdict, f"{verdict.name} {np.sum(verdicts == verdict)}"
+                lines.append(Line(time[at], path[at], label, colour, style=dots))
+            if i < self.limits.joints:
+                ends = self._low[i], self._high[i]
+                lines += [
+                    Line(time[[0, -1]], [end, end], "", VERMILLION, style={"marker": ""}) for end in ends
+                ]
+                name = f"joint {i + 1} (rad): limits {ends[0]:.2f} to {ends[1]:.2f}"
+                ylim = path.min() - _ROOM, path.max() + _ROOM
+            panels.append(Panel(name, lines, "s", ylim=ylim))
+        figure = curves(panels, 2, (5, 2.25))
+        figure.suptitle(title, fontsize=11)
         return figure
 
 

@@ -151,15 +151,14 @@ def _roll_out(
     e: EvaluateSettings, config: TaskSettings, planner: Planner, identity: Mapping[str, Any], out: Path
 ) -> Rollouts:
     """Run and film the missing episodes; episodes.jsonl is complete and sorted afterwards."""
-    journal, workers = out / "episodes.jsonl", e.workers or cores()
+    journal = out / "episodes.jsonl"
     with bar("evaluating") as update:
         found = run_episodes(
-            config, planner, e.episodes, e.seed, workers, journal,
+            config, planner, e.episodes, e.seed, e.workers or cores(), journal,
             lambda done, good: update(done, e.episodes, f"{good} successes"), identity, e.resume,
         )  # fmt: skip
     if e.videos:
-        with bar("filming") as update:
-            names = film_episodes(config, found, e.videos, e.video_size, out, workers, update)
+        names = film_episodes(config, found, e, out)
         found = replace(found, records=[{**r, "video": names.get(r["episode"])} for r in found.records])
     write_records(found.records, journal)
     return found

@@ -35,9 +35,8 @@ def predict(
 ) -> dict[int, np.ndarray]:
     """Return the full action chunk at every step, with the recorded actions as the past: episode -> (T, K, A).
 
-    Args:
-        actor: its size is the number of episodes run in parallel; each episode has its own random numbers.
-        features: (all steps of the store, C, N, D), as in training.
+    The actor's size is the number of episodes run in parallel; each episode has its own random numbers. ``features``: (all
+    steps of the store, C, N, D), as in training.
     """
     actor.execute = actor.policy.spec.chunk  # the full chunk, not only the executed part
     states, actions = store["proprio"], store["action"]

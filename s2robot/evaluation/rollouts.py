@@ -180,9 +180,9 @@ def run_episodes(
 
 
 class World:
-    """The state of a worker: a world and its planner, which run one episode at a time."""
+    """The state of a worker: a world and its planner, which run one episode at a time. ``task``: may be a disturbed one."""
 
-    def __init__(self, config: TaskSettings, planner: Planner, task: Task | None = None) -> None:
+    def __init__(self, config: TaskSettings, planner: Planner, task: Any = None) -> None:
         self.planner, self.task = planner, make(config) if task is None else task
 
     def run(self, episode: int, seed: int) -> tuple[dict[str, Any], np.ndarray, dict[str, float]]:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from s2robot.core.errors import UserError
-from s2robot.core.progress import Update
+from s2robot.core.progress import bar
+from s2robot.core.timing import cores
 from s2robot.core.workers import worker_pool
 from s2robot.envs.frames import at_height
 from s2robot.envs.task import TaskSettings
@@ -29,26 +30,21 @@ Frame = Mapping[str, np.ndarray]  # camera -> uint8 (H, W, 3)
 _BAR, _TEXT = (24, 26, 30), (240, 240, 240)
 _GOOD, _BAD = (86, 180, 233), (230, 159, 0)  # Okabe and Ito's sky blue and orange, bright on the dark bar
 _MIN_WIDTH = 24  # in font heights; narrower images get a margin so that the caption fits
+_HOLD_S = 1.0  # s, duration of the last frame
 _GAP = 4  # px between cameras
 
 
-def film_episodes(
-    world: TaskSettings,
-    rollouts: "Rollouts",
-    count: int,
-    size: int,
-    out: Path,
-    workers: int,
-    progress: Update,
-) -> dict[int, str]:
-    """Write videos of ``count`` episodes, failures first, into ``out/videos``: episode -> path relative to ``out``."""
-    chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[:count]
-    config: Any = world.replace(image_size=at_height(world.image_size, world.cameras, size))
+def film_episodes(world: TaskSettings, rollouts: "Rollouts", settings: Any, out: Path) -> dict[int, str]:
+    """Write videos of some episodes, failures first, into ``out/videos``: episode -> path relative to ``out``. ``settings``: see
+    `evaluate.EvaluateSettings`."""
+    chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[: settings.videos]
+    size = at_height(world.image_size, world.cameras, settings.video_size)
+    config = world.replace(image_size=size)
     names = {r["episode"]: f"videos/episode_{r['episode']:04d}.mp4" for r in chosen}
     tasks = [(config, r, rollouts.actions[r["episode"]], out / names[r["episode"]]) for r in chosen]
-    with worker_pool(workers) as pool:
+    with bar("filming") as update, worker_pool(settings.workers or cores()) as pool:
         for done, _ in enumerate(pool.in_order(film, tasks), 1):
-            progress(done, len(chosen))
+            update(done, len(chosen))
     return names
 
 
@@ -80,7 +76,6 @@ def write_video(
     stages: Sequence[str] | None = None,
     rate: float = 10.0,
     height: int | None = None,
-    hold_s: float = 1.0,
 ) -> Path:
     """Write an episode as H.264, atomically; UserError if that fails (disk full, no ffmpeg).
 
@@ -90,7 +85,6 @@ def write_video(
         stages: stage at each frame; if None, the bar shows the furthest stage of the episode.
         rate: steps per second, which is also the frame rate.
         height: camera height in the video (px); None: the tallest camera's, at least 224.
-        hold_s: duration of the last frame.
     """
     size = height or max(224, *(image.shape[0] for image in frames[0].values()))
     upper, last = f"episode {record['episode']} · seed {record['seed']}", len(frames) - 1
@@ -101,7 +95,7 @@ def write_video(
         lower = f"step {step}/{last} · {step / rate:.1f} s · {stage}"
         return _with_caption(views, upper, record["success"], lower)
 
-    images = chain(map(draw_step, range(last)), [end := draw_step(last)] * (1 + round(hold_s * rate)))
+    images = chain(map(draw_step, range(last)), [end := draw_step(last)] * (1 + round(_HOLD_S * rate)))
     encode(path, images, end.shape, rate)
     return path
 

@@ -31,6 +31,7 @@ from s2robot.core.progress import bar
 from s2robot.core.provenance import short_hash
 from s2robot.demos.store import EpisodeStore
 
+_WORKERS = 2  # processes that render recorded states
 IMAGES = (".png", ".jpg", ".jpeg")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 
@@ -42,13 +43,11 @@ class FrameBank:
         path: a folder with frames.npy (uint8, N x H x W x 3, memory-mapped), a demo store, an image, a video, or a folder
             of images and videos of any size, in the order of their paths.
         every: use every n-th frame of a video.
-        workers: processes that render recorded states.
 
-    Raises:
-        UserError: for an unreadable file; a broken image is detected when it is opened.
+    UserError for an unreadable file; a broken image is detected when it is opened.
     """
 
-    def __init__(self, path: str | Path, *, every: int = 1, workers: int = 2) -> None:
+    def __init__(self, path: str | Path, *, every: int = 1) -> None:
         self.path, self.every = Path(path), every
         self.made: dict[str, Any] | None = None
         self._reads: list[Callable[[int], np.ndarray]] = []  # for each source: index -> frame
@@ -57,7 +56,7 @@ class FrameBank:
         if array.is_file():
             self._add_array(array)
         elif (self.path / "zarr.json").is_file() or self.path.suffix == ".zarr":
-            self._add_store(EpisodeStore.open(self.path), workers)
+            self._add_store(EpisodeStore.open(self.path))
         else:
             self._add_files()
         self.ends = np.cumsum(self._counts, dtype=np.int64)
@@ -98,7 +97,7 @@ class FrameBank:
         if self._counts:
             self.made = {"videos": videos, "sha256": digest.hexdigest(), "every": self.every}
 
-    def _add_store(self, store: EpisodeStore, workers: int) -> None:
+    def _add_store(self, store: EpisodeStore) -> None:
         """Add every camera at every step: read, or rendered at the store's image size if it contains only states."""
         cameras = store.cameras
         about = {key: store.attrs[key] for key in ("robot", "kind", "cameras", "env_version")}
@@ -118,7 +117,7 @@ class FrameBank:
         key = {"dataset": store.fingerprint, "cameras": list(cameras), **renderer}
 
         def draw() -> Iterator[np.ndarray]:
-            for _, frames in render_episodes(store, list(range(len(store))), cameras, size, workers):
+            for _, frames in render_episodes(store, list(range(len(store))), cameras, size, _WORKERS):
                 yield from (frame for step in zip(*frames, strict=True) for frame in step)  # (H, W, 3) each
 
         self._add_array(_cached(key, draw(), store.path.name))

@@ -61,11 +61,8 @@ class ObjectsSettings(Settings, at="objects", file="objects/default"):
 
 
 def make_scenes(settings: ScenesSettings, out: Path) -> Path:
-    """Render `settings.frames` frames, rounded up to whole episodes, into ``out/frames.npy``, and return its path.
-
-    Raises:
-        UserError: ``out`` contains frames of other settings, or the simulator is not installed.
-    """
+    """Render `settings.frames` frames, rounded up to whole episodes, into ``out/frames.npy``, and return its path. UserError if
+    ``out`` contains frames of other settings, or the simulator is not installed."""
     require_simulator()
     path, seeds = out / "frames.npy", -(-settings.frames // _FRAMES_PER_SEED)
     if path.exists():
@@ -157,11 +154,8 @@ def _moments(env: Any, seed: int) -> Iterator[None]:
 
 
 def make_objects(settings: ObjectsSettings, out: Path) -> Path:
-    """Render the images of both splits into `out`, cycling through the classes; existing ones are kept. Returns `out`.
-
-    Raises:
-        UserError: `out` contains images of other settings, or the simulator is not installed.
-    """
+    """Render the images of both splits into `out`, cycling through the classes; existing ones are kept. Returns `out`. UserError
+    if `out` contains images of other settings, or the simulator is not installed."""
     require_simulator()
     from s2robot.envs.object_scenes import CLASSES, LABELS, LOOK
 

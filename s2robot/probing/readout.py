@@ -223,8 +223,7 @@ def fit_frames(
     One training episode is left out at a time. The left-out errors need no refit: with R the matrix that maps targets
     to residuals, they are R_ee^-1 r_e for the rows e of an episode.
 
-    Returns:
-        Predictions (m, k), the penalty of each group, left-out squared errors by penalty (P, k).
+    Return predictions (m, k), the penalty of each group, and left-out squared errors by penalty (P, k).
     """
     n = len(own)
     # For centred features the constant vector has eigenvalue 0. It gets the largest instead, so it comes last.
@@ -284,8 +283,7 @@ def fit_tokens(
     Episode e belongs to fold e modulo `folds`, which is at most the number of episodes. A constant source channel
     counts as zero.
 
-    Returns:
-        The map (n, D) -> (n, K), its penalty, left-out squared errors by penalty (P, K).
+    Return the map (n, D) -> (n, K), its penalty, and left-out squared errors by penalty (P, K).
     """
     folds = min(folds, len(episodes))
     pairs = token_pairs(source, target, frames, episodes)

@@ -39,9 +39,8 @@ def resampled(
 ) -> dict[str, np.ndarray]:
     """Return the scores of every seed, resampled over the items except in the first row.  # (1 + B, S)
 
-    Args:
-        results: for each seed "rows", the indices of its items (n,), and their "tallies" (n, width).
-        scores: computes scores from weighted sums of tallies (1 + B, width).
+    Each seed's result has "rows", the indices of its items (n,), and their "tallies" (n, width); `scores` computes scores from
+    weighted sums of tallies (1 + B, width).
     """
     items = np.unique(np.concatenate([result["rows"] for result in results]))
     times, each = resample(len(items), resamples), []  # (1 + B, n)
@@ -55,8 +54,7 @@ def resampled(
 def interval(samples: np.ndarray) -> dict[str, float | None]:
     """Return the first sample as the value and the central 95 % of the others as the interval; None where undefined.
 
-    Args:
-        samples: a score on the original data, then on B resamples  # (1 + B,) or, by seed, (1 + B, S)
+    The samples are a score on the original data, then on B resamples.  # (1 + B,) or, by seed, (1 + B, S)
     """
     if samples.ndim == 2:
         return seeds_interval(samples)

@@ -89,8 +89,7 @@ class S2VisionTower(PreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Map normalised images (B, 3, H, W) to S2 features (B, P + N, D * scales), P prefix tokens first.
 
-        Args:
-            output_hidden_states: the layers to return, in the form that Llava passes; True for all.
+        `output_hidden_states`: the layers to return, in the form that Llava passes; True for all.
         """
         layers = layer_indices(output_hidden_states, self.config.num_hidden_layers)
         out = self._encode(pixel_values, layers)

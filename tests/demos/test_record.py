@@ -12,14 +12,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos import record as recorder
 from s2robot.demos import replay
-from s2robot.demos.record import (
-    RecordingSettings,
-    demo_attributes,
-    expert_chunks,
-    record,
-    record_episode,
-    relabel,
-)
+from s2robot.demos.record import RecordingSettings, record, record_episode, relabel
 from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
@@ -72,7 +65,7 @@ if __name__ == '__main__':
 def test_a_killed_recording_keeps_its_episodes_and_leaves_no_worker(tmp_path):
     file, path = tmp_path / "killed.py", tmp_path / "demos.zarr"
     file.write_text(KILLED)
-    env = os.environ | {"PYTHONPATH": str(ROOT), forks.ALL: "1"}
+    env = os.environ | {forks.ALL: "1"}
     # the pipe closes only after all workers have exited
     done = forks.run([sys.executable, str(file), str(path)], env=env, stdout=subprocess.PIPE, timeout=60)
     assert done.returncode == -signal.SIGKILL
@@ -243,7 +236,7 @@ def test_querying_the_expert_does_not_change_the_episode(world):
 def test_chunk_follows_the_recording_until_the_next_push_then_the_expert():
     action = np.arange(5, dtype=np.float32)[:, None]  # steps 2 and 3 are pushed
     expert = {step: 10.0 * step + np.arange(3.0)[:, None] for step in (2, 3, 5)}
-    chunks = expert_chunks(action, expert)
+    chunks = recorder.expert_chunks(action, expert)
     assert chunks.dtype == np.float32
     assert chunks[:, :, 0].tolist() == [[0, 1, 20], [1, 20, 21], [20, 21, 22], [30, 31, 32], [4, 50, 51]]
 
@@ -306,7 +299,9 @@ def source(tmp_path, labelled, monkeypatch):
     """A dataset of one episode without expert labels."""
     do_inline(monkeypatch)
     plain = {key: array for key, array in labelled[0].items() if key not in ("expert", "imitate")}
-    return as_store(tmp_path / "source.zarr", demo_attributes(CubePickConfig(), PickerConfig(), SEED), plain)
+    return as_store(
+        tmp_path / "source.zarr", recorder.demo_attributes(CubePickConfig(), PickerConfig(), SEED), plain
+    )
 
 
 def as_store(path, attributes: dict, arrays: dict) -> EpisodeStore:

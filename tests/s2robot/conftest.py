@@ -1,6 +1,5 @@
 """Fixtures for testing the arm's verbs: policies with random weights, and a running `s2robot emulate`."""
 
-import os
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import torch
 from hydra.core.singleton import Singleton
 
 from s2robot import cli
+from s2robot.core.parts import plain
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import ChunkPolicy, save_checkpoint
@@ -101,6 +101,19 @@ def save_untrained(tiny_encoder, untrained):
     return save
 
 
+@pytest.fixture(scope="session")
+def save_for(save_untrained):
+    """Save an untrained policy for an arm, with small actions."""
+
+    def save(arm, folder):
+        parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
+        contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
+        sizes = {f"{key}_dim": len(arm.q_min) + (arm.gripper is not None) for key in ("action", "proprio")}
+        return save_untrained(folder, contract, 0.003, **parts, **sizes)
+
+    return save
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
@@ -138,7 +151,7 @@ def emulator(request, tmp_path_factory):
             sys.executable, "-m", "s2robot", "emulate", "emulator.ports=free", "emulator.fps=10", "env.image_size=64",
             f"env.cameras=[{','.join(CAMERAS)}]",
         ],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(forks.ROOT)}, stdout=subprocess.PIPE, text=True,
+        cwd=folder, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     greeting = [process.stdout.readline() for _ in range(4)]
@@ -146,7 +159,7 @@ def emulator(request, tmp_path_factory):
     assert command[:2] == ["s2robot", "deploy"] and "bridge=emulator" in command and "Ctrl-C" in greeting[3]
     port = int(re.search(r"bridge.emulator.port=(\d+)", greeting[2])[1])
     with SideChannel(port, timeout_s=60) as side:
-        side.port = port
+        side.port, side.commands = port, lambda since: side("commands", since=since)["commands"]
         yield side
     process.send_signal(signal.SIGINT)
     assert "stopped" in process.stdout.read()
@@ -175,7 +188,7 @@ def served(slow_policy, tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
     server = forks.Popen(
         [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(forks.ROOT)}, stdout=subprocess.PIPE, text=True,
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None

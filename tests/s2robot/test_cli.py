@@ -20,7 +20,6 @@ from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
 from tests.configs import composed
 from tests.inline import do_inline
-from tests.kills import ROOT
 
 
 @pytest.fixture
@@ -215,7 +214,7 @@ s2robot.cli.main([]); s2robot.cli.main(["run", "--cfg", "job"])
 heavy = [m for m in ("torch", "mujoco", "robosuite", "zarr", "timm") if m in sys.modules]
 print(json.dumps([before, variables(), heavy]))
 """
-    options = {"cwd": tmp_path, "env": env | {"PYTHONPATH": str(ROOT)} | own, "text": True}
+    options = {"cwd": tmp_path, "env": env | own, "text": True}
     line = subprocess.check_output([sys.executable, "-c", script], **options).splitlines()[-1]
     assert json.loads(line) == [own, own or {"OMP_WAIT_POLICY": "PASSIVE"}, []]
 

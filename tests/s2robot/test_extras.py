@@ -17,7 +17,7 @@ WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({SIMULATOR!r}))\n"  # N
 
 def python(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a script in a separate process without the simulator; the preloaded modules were imported without it, too."""
-    env = os.environ | {"PYTHONPATH": str(forks.ROOT), "S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
+    env = os.environ | {"S2ROBOT_CACHE": str(folder), forks.ALL: "1"}
     command = [sys.executable, "-c", WITHOUT + script, *map(str, arguments)]
     return forks.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 

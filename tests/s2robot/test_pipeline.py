@@ -34,9 +34,10 @@ def command(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*args: object, start=("-m", "s2robot")) -> subprocess.CompletedProcess[str]:
-        own = {"PYTHONPATH": str(ROOT), "S2ROBOT_CACHE": str(cache), "OMP_NUM_THREADS": "1", forks.ALL: "1"}
-        words = [sys.executable, *map(str, [*start, *args])]
-        return forks.run(words, cwd=cache, env=os.environ | own, capture_output=True, text=True, timeout=300)
+        env, words = os.environ | {"S2ROBOT_CACHE": str(cache), forks.ALL: "1"}, map(str, [*start, *args])
+        return forks.run(
+            [sys.executable, *words], cwd=cache, env=env, capture_output=True, text=True, timeout=300
+        )
 
     return run
 

@@ -94,11 +94,7 @@ class SafetyFilter:
         self._held_at = self.q_last  # rad, where
 
     def reset(self, q_measured: Any) -> None:
-        """Start at rest at the measured joints.
-
-        Raises:
-            EnvError: the arm is outside its limits and must first be moved by hand.
-        """
+        """Start at rest at the measured joints. EnvError if they are outside the limits: move the arm by hand first."""
         q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
             raise EnvError(f"safety: expected {n} finite measured joints, got {q_measured!r}")

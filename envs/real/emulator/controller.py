@@ -156,12 +156,8 @@ class Journal:
     def command(
         self, kind: str, name: str, values: Any, client: int, accepted: bool, flags: Sequence[str] = ()
     ) -> None:
-        """Record a command that has just arrived.
-
-        Args:
-            kind: motion, gripper, stop or state.
-            flags: nonfinite, limit, jump (these three could damage the arm), error, not_ready, mode.
-        """
+        """Record a command of a `kind` (motion, gripper, stop, state) that has just arrived. `flags`: nonfinite, limit, jump
+        (these three could damage the arm), error, not_ready, mode."""
         unsafe = bool({"nonfinite", "limit", "jump"} & set(flags))
         row = {"time": self._clock(), "kind": kind, "name": name, "values": tuple(map(float, values))}
         row |= {"client": client, "accepted": accepted, "flags": tuple(flags), "unsafe": unsafe}

@@ -20,7 +20,6 @@ from gymnasium.utils.seeding import np_random
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import Array
-from s2robot.envs.robots import robot_spec
 
 _YES_NO = {"y": True, "yes": True, "n": False, "no": False}
 _LISTEN_S = 0.2  # s, longest delay of a Ctrl-C during a question
@@ -39,12 +38,8 @@ class Placing:
 
     @classmethod
     def draw(cls, config: CubePickConfig, seed: int) -> "Placing":
-        """Sample cube pose and start of the simulated episode `seed`, in the order of `CubePick.begin`."""
-        rng, _ = np_random(seed)
-        xy = (rng.uniform(*config.box_x), rng.uniform(*config.box_y))
-        yaw = rng.uniform(*config.yaw)
-        noise = rng.uniform(-config.start_noise, config.start_noise, 7)
-        return cls(seed, xy, yaw, np.array(robot_spec(config.robot).home) + noise)
+        """Return cube pose and start of the simulated episode `seed`."""
+        return cls(seed, *config.draw_start(np_random(seed)[0]))
 
     @property
     def instruction(self) -> str:

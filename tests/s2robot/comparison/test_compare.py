@@ -125,11 +125,10 @@ def test_killed_comparison_resumes_to_the_end(recorded, tiny_encoder, tmp_path):
     """Kill it twice: while policies train, and while they are evaluated. Its jobs stop with it."""
     encoder = f"encoder=mvp-tiny encoder.checkpoint={tiny_encoder}"
     arms = [f"+experiment.arms.{name}='s2={s2} {encoder}'" for name, s2 in (("one", "single"), ("two", "s2"))]
-    out, env = tmp_path / "out", {"S2ROBOT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    out, env = tmp_path / "out", os.environ | {"S2ROBOT_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "s2robot", "compare", *SETTINGS, *arms, f"demos.path={recorded}"]
-
     start = partial(
-        subprocess.Popen, [*command, f"hydra.run.dir={out}"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+        subprocess.Popen, [*command, f"hydra.run.dir={out}"], cwd=tmp_path, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

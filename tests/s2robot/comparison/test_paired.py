@@ -12,21 +12,7 @@ from scipy.special import betaln, ndtri
 from statsmodels.stats import contingency_tables, multitest
 
 from benchmarks import interval_coverage as coverage
-from s2robot.comparison.paired import (
-    POSITIONS,
-    SEEDS_AND_POSITIONS,
-    difference,
-    estimate,
-    holm,
-    log_evidence,
-    mcnemar,
-    outcomes_of,
-    predicted,
-    sequential,
-    success_interval,
-    success_sequence,
-    tally,
-)
+from s2robot.comparison import paired
 from s2robot.core.errors import UserError
 from s2robot.evaluation.records import wilson
 
@@ -49,7 +35,7 @@ def simulate(rng, runs, seeds, positions, rates, seed_sd=0.0, shared=0.4, own=0.
 def estimates(a, b, seeds_random=True):
     """Return half width at 95 %, centre and p value of many runs at once, computed like `difference`."""
     a, b = a.astype(float), b.astype(float)
-    centre, error, df = estimate(a.mean(-2) - b.mean(-2), [a, b] if seeds_random else [])
+    centre, error, df = paired.estimate(a.mean(-2) - b.mean(-2), [a, b] if seeds_random else [])
     return stats.t.ppf(0.975, df) * error, centre, 2 * stats.t.sf(np.abs(centre) / error, df)
 
 
@@ -62,24 +48,24 @@ def test_outcomes_are_sorted_and_missing_positions_are_named():
     arms = {"base": rng.random((3, 7)) < 0.5, "s2": rng.random((2, 7)) < 0.5}
     order = [3, 0, 6, 1, 2, 5, 4]
     runs = {arm: {i: records(x[i], order) for i in range(len(x))[::-1]} for arm, x in arms.items()}
-    outcomes = outcomes_of(runs)
+    outcomes = paired.outcomes_of(runs)
     assert list(outcomes) == ["base", "s2"] and all(x.dtype == bool for x in outcomes.values())
     assert all((outcomes[arm] == arms[arm]).all() for arm in arms)
     with pytest.raises(UserError, match="arm 's2' seed 4: .* got no position 101"):
-        outcomes_of({"base": {0: records([1, 0])}, "s2": {4: records([1])}})
+        paired.outcomes_of({"base": {0: records([1, 0])}, "s2": {4: records([1])}})
     with pytest.raises(UserError, match="arm 'base' seed 1: .* got another position 101"):
-        outcomes_of({"base": {0: records([1]), 1: records([1, 0])}})
+        paired.outcomes_of({"base": {0: records([1]), 1: records([1, 0])}})
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (3, 0), (7, 1), (60, 90)])
 def test_mcnemar_matches_statsmodels(b, c):
     expected = contingency_tables.mcnemar([[5, b], [c, 9]], exact=True).pvalue
-    assert mcnemar(b, c) == mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
+    assert paired.mcnemar(b, c) == paired.mcnemar(c, b) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("p", [[0.3], [0.5, 0.5, 0.9, 0], [0.02, 0.02, 0.001, 1, 0.03]])
 def test_holm_matches_statsmodels(p):
-    assert holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist(), abs=1e-12)
+    assert paired.holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1].tolist(), abs=1e-12)
 
 
 def table(both, a_only, b_only, neither):
@@ -88,18 +74,21 @@ def table(both, a_only, b_only, neither):
 
 
 def test_one_seed_matches_agresti_and_min_by_hand():
-    result = difference(*table(1, 1, 7, 12))
+    result = paired.difference(*table(1, 1, 7, 12))
     centre, half = -6 / 23, 1.959964 * math.sqrt(9 - 36 / 23) / 23  # cells plus a half each: 1.5, 7.5; n = 23
     assert (result.low, result.high) == pytest.approx((centre - half, centre + half), abs=1e-6)
     assert result.difference == pytest.approx(-6 / 21)
-    assert result.p == pytest.approx(mcnemar(1, 7))
-    assert result.scope == POSITIONS
+    assert result.p == pytest.approx(paired.mcnemar(1, 7))
+    assert result.scope == paired.POSITIONS
 
 
 def test_interval_of_identical_arms_has_a_width():
-    for result in (difference(*table(5, 0, 0, 0)), difference(np.ones((3, 5)), np.ones((3, 5)))):
+    for result in (
+        paired.difference(*table(5, 0, 0, 0)),
+        paired.difference(np.ones((3, 5)), np.ones((3, 5))),
+    ):
         assert result.difference == 0 and result.low == -result.high < -0.1 and result.p == 1
-    one_sided = difference(*table(0, 5, 0, 0))
+    one_sided = paired.difference(*table(0, 5, 0, 0))
     assert one_sided.difference == one_sided.high == 1 and one_sided.low < 0.9
 
 
@@ -109,8 +98,8 @@ def test_planted_difference_is_recovered():
     half, centre, p = estimates(a, b)
     assert (np.abs(centre - 0.2) <= half).mean() > 0.94
     assert (p < 0.05).mean() > 0.95 and centre.mean() == pytest.approx(0.2 * 128 / 130, abs=0.005)
-    one = difference(a[0], b[0])
-    assert one.low < 0.2 < one.high and one.scope == SEEDS_AND_POSITIONS
+    one = paired.difference(a[0], b[0])
+    assert one.low < 0.2 < one.high and one.scope == paired.SEEDS_AND_POSITIONS
     assert (one.high - one.low) / 2 == pytest.approx(half[0])
     assert one.p == pytest.approx(p[0]) and one.difference == pytest.approx(a[0].mean() - b[0].mean())
 
@@ -139,15 +128,18 @@ SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12))
 @given(SHAPES, st.data())
 def test_swapping_arms_flips_signs_and_order_does_not_matter(shape, data):
     a, b = (data.draw(arrays(bool, (k, shape[2]))) for k in shape[:2])
-    result, swapped = difference(a, b), difference(b, a)
+    result, swapped = paired.difference(a, b), paired.difference(b, a)
     assert result.difference == pytest.approx(-swapped.difference)
     assert (result.low, result.high) == pytest.approx((-swapped.high, -swapped.low))
     assert result.p == pytest.approx(swapped.p) and 0 <= result.p <= 1
     assert -1 <= result.low <= result.difference <= result.high <= 1
     order = data.draw(st.permutations(range(shape[2])))
-    again = difference(a[::-1, order], b[:, order])
+    again = paired.difference(a[::-1, order], b[:, order])
     assert (again.low, again.high, again.p) == pytest.approx((result.low, result.high, result.p))
-    look, other = sequential(*tally(a, b)), sequential(*tally(b[:, order], a[:, order]))
+    look, other = (
+        paired.sequential(*paired.tally(a, b)),
+        paired.sequential(*paired.tally(b[:, order], a[:, order])),
+    )
     p, low, high = look
     assert look == pytest.approx((other[0], -other[2], -other[1]), abs=1e-9)
     assert low <= result.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
@@ -162,12 +154,12 @@ def test_interval_covers_new_seeds_and_positions(seeds, spread, hard, rate):
 
 
 def test_one_seed_is_wilson_and_extreme_outcomes_have_an_interval():
-    assert success_interval(np.arange(16)[None] < 11)[:2] == pytest.approx(wilson(11, 16))
+    assert paired.success_interval(np.arange(16)[None] < 11)[:2] == pytest.approx(wilson(11, 16))
     for shape in ((1, 1), (2, 1), (7, 3)):
         for x in (np.zeros(shape), np.ones(shape)):
-            low, high, _ = success_interval(x)
+            low, high, _ = paired.success_interval(x)
             assert 0 <= low <= x.mean() <= high <= 1 and high - low > 0.05
-    low, high, _ = success_interval(np.array([[1], [0]]))
+    low, high, _ = paired.success_interval(np.array([[1], [0]]))
     assert 0 <= low < 0.5 < high <= 1
 
 
@@ -184,14 +176,14 @@ def log_e(wins, losses):
 @pytest.mark.parametrize("counts", [(0, 0, 5), (1, 0, 0), (9, 2, 5), (3, 40, 90), (250, 150, 3000)])
 def test_evidence_of_one_seed_is_the_beta_mixture(counts):
     d, n = np.array([1.0, -1.0, 0.0]), np.array(counts)
-    assert log_evidence(d, n, 0.0) == pytest.approx(log_e(*counts[:2]), abs=1e-9)
-    p, low, high = sequential(d, n)
+    assert paired.log_evidence(d, n, 0.0) == pytest.approx(log_e(*counts[:2]), abs=1e-9)
+    p, low, high = paired.sequential(d, n)
     assert p == pytest.approx(min(1, math.exp(-log_e(*counts[:2]))), rel=1e-8)
     assert low <= (counts[0] - counts[1]) / sum(counts) <= high
     assert (p <= 0.05) == (not low <= 0 <= high)
-    assert sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)  # no data
+    assert paired.sequential(np.zeros(0), np.zeros(0)) == (1, -1, 1)  # no data
     for end in {low, high} - {-1.0, 1.0}:  # the ends are where the evidence reaches its limit
-        assert log_evidence(d, n, end) == pytest.approx(math.log(20), abs=1e-6)
+        assert paired.log_evidence(d, n, end) == pytest.approx(math.log(20), abs=1e-6)
 
 
 def stops(a, b):
@@ -215,9 +207,9 @@ def test_confidence_sequence_contains_the_true_difference(seeds, gap):
     d = (a.mean(1) - b.mean(1)).round(12)
     values = np.unique(d)
     counts = np.cumsum(d[..., None] == values, 1)[:, 7::8]  # (runs, looks, values)
-    missed = [any(log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
+    missed = [any(paired.log_evidence(values, n, gap) >= math.log(20) for n in run) for run in counts]
     assert np.mean(missed) < 0.05
-    _, low, high = sequential(values, counts[0, -1])
+    _, low, high = paired.sequential(values, counts[0, -1])
     assert low < gap < high
 
 
@@ -228,10 +220,10 @@ def test_success_sequence_covers_all_looks_unlike_a_fixed_interval(rate):
     x = coverage.draw(np.random.default_rng(5), 1, 3, rate, 0.0, 0.3)[0].astype(bool)
     widths = []
     for n in range(coverage.LOOK, 129, coverage.LOOK):
-        low, high, _ = success_sequence(x[:, :n])
+        low, high, _ = paired.success_sequence(x[:, :n])
         assert 0 <= low <= x[:, :n].mean() <= high <= 1 and low < rate < high
         widths.append(high - low)
-    assert widths[-1] < widths[0] and widths[-1] < 3 * np.subtract(*success_interval(x)[1::-1])
+    assert widths[-1] < widths[0] and widths[-1] < 3 * np.subtract(*paired.success_interval(x)[1::-1])
 
 
 def mean_squares(x):
@@ -255,7 +247,10 @@ def test_variance_and_degrees_of_freedom_match_a_sum_term_by_term():
     variance = (sum(v * v for v in d) + 1 - 8 * centre**2) / 64 + seeds
     df = variance**2 / sum(v**2 / n for v, n in zip(parts, (2, 10, 1, 5), strict=True))
     assert seeds > 0 and df > 1
-    result, half = difference(np.array(A), np.array(B), 0.5), stats.t.ppf(0.75, df) * math.sqrt(variance)
+    result, half = (
+        paired.difference(np.array(A), np.array(B), 0.5),
+        stats.t.ppf(0.75, df) * math.sqrt(variance),
+    )
     assert (result.low, result.high) == pytest.approx((centre - half, centre + half))
     assert result.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
     assert result.difference == pytest.approx(14 / 18 - 2 / 12)
@@ -269,7 +264,7 @@ def test_interval_of_a_small_arm_is_wilsons_of_its_effective_episodes():
     q = stats.t.ppf(0.75, df)
     middle = (p + q**2 / (2 * episodes)) / (1 + q**2 / episodes)
     half = q / (1 + q**2 / episodes) * math.sqrt(p * (1 - p) / episodes + q**2 / (4 * episodes**2))
-    assert success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))
+    assert paired.success_interval(np.array(A), 0.5)[:2] == pytest.approx((middle - half, middle + half))
 
 
 def test_simulated_trials_add_information_and_keep_the_coverage():
@@ -285,10 +280,10 @@ def test_simulated_trials_add_information_and_keep_the_coverage():
 
 def test_constant_simulation_leaves_wilsons_interval():
     arm = np.arange(40) < 26
-    result = predicted(arm, np.ones(40), np.ones(100))
+    result = paired.predicted(arm, np.ones(40), np.ones(100))
     quantile, size = stats.t.ppf(0.975, 38), result[3]
     low, high = wilson(26, 40, 2 * stats.norm.cdf(quantile) - 1)
     assert result[0] == pytest.approx(0.65) and size == pytest.approx(40, rel=0.06)
     assert result[1:3] == pytest.approx((low, high), abs=0.01)
-    perfect = predicted(arm, arm, np.arange(1000) < 600)  # as if they had disagreed in one trial
+    perfect = paired.predicted(arm, arm, np.arange(1000) < 600)  # as if they had disagreed in one trial
     assert 0.6 < perfect[0] < 0.61 and 300 < perfect[3] < 1040

@@ -7,23 +7,16 @@ import pytest
 from scipy import stats
 
 from s2robot.cli import main
+from s2robot.comparison import trials
 from s2robot.comparison.paired import difference
-from s2robot.comparison.trials import (
-    Arm,
-    StatsSettings,
-    barnard,
-    compare_arms,
-    detectable,
-    independent,
-    read_arms,
-)
+from s2robot.comparison.trials import Arm, StatsSettings, read_arms
 from s2robot.core.errors import UserError
 
 
 @pytest.mark.parametrize(("m", "n"), [(10, 10), (14, 31)])
 def test_barnards_test_keeps_its_error_rate_for_every_truth(m, n):
     """Enumerate all tables; it must also reject more of them than Fisher's test."""
-    tables = [[barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]
+    tables = [[trials.barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]
     rejects = np.array(tables) <= 0.05
     rates = [
         stats.binom.pmf(range(m + 1), m, truth) @ rejects @ stats.binom.pmf(range(n + 1), n, truth)
@@ -32,19 +25,19 @@ def test_barnards_test_keeps_its_error_rate_for_every_truth(m, n):
     fisher = [[stats.fisher_exact([[k, j], [m - k, n - j]])[1] for j in range(n + 1)] for k in range(m + 1)]
     assert 0.03 < max(rates) <= 0.05
     assert rejects.sum() > (np.array(fisher) <= 0.05).sum()
-    assert barnard(3, m, 5, n) == pytest.approx(barnard(5, n, 3, m))  # in either order
+    assert trials.barnard(3, m, 5, n) == pytest.approx(trials.barnard(5, n, 3, m))  # in either order
 
 
 def test_large_samples_use_the_normal_distribution():
     z = 0.02 / np.sqrt(0.71 * 0.29 * 2 / 10_000)
-    assert barnard(7000, 10_000, 7200, 10_000) == pytest.approx(2 * stats.norm.sf(z))
+    assert trials.barnard(7000, 10_000, 7200, 10_000) == pytest.approx(2 * stats.norm.sf(z))
 
 
 def test_newcombe_interval_matches_the_paper():
     """Newcombe 1998, table II, method 10, without continuity correction: 56/70 - 48/80, and 9/10 - 3/10."""
     cases = [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090)]
     for (k, m), (j, n), low, high in cases:
-        result = independent(np.arange(m) < k, np.arange(n) < j)
+        result = trials.independent(np.arange(m) < k, np.arange(n) < j)
         assert (result["low"], result["high"]) == pytest.approx((low, high), abs=1e-4)
 
 
@@ -53,15 +46,15 @@ def test_equal_positions_are_paired_and_the_detectable_gap_is_detected():
     hard = rng.random(200) < 0.4
     a, b = (Arm(name, (hard ^ (rng.random((1, 200)) < 0.05)), tuple(range(200))) for name in "ab")
     settings = StatsSettings(trials=("a", "b"))
-    result = compare_arms(a, b, settings)
+    result = trials.compare_arms(a, b, settings)
     expected = difference(a.outcomes, b.outcomes)
     assert result["paired"] and (result["low"], result["p"]) == (expected.low, expected.p)
-    unpaired = compare_arms(a._replace(positions=None), b, settings)
+    unpaired = trials.compare_arms(a._replace(positions=None), b, settings)
     assert not unpaired["paired"]
     assert unpaired["high"] - unpaired["low"] > 1.5 * (result["high"] - result["low"])
     assert result["detectable"] < 0.7 * unpaired["detectable"]
     half = np.arange(80)[None] < 40
-    gap = detectable(Arm("a", half, None), Arm("b", half, None), False, 0.8)
+    gap = trials.detectable(Arm("a", half, None), Arm("b", half, None), False, 0.8)
     x, y = np.random.default_rng(1).binomial(80, [0.5, 0.5 + gap], (5000, 2)).T
     pooled = (x + y) / 160
     detected = np.abs(x - y) / 80 / np.sqrt(pooled * (1 - pooled) / 40) > 1.96
@@ -75,13 +68,13 @@ def test_stages_decide_in_place_of_success():
     none = np.zeros((1, 40), bool)
     arms = [Arm(name, none, tuple(range(40)), stages) for name, stages in (("a", a), ("b", b))]
     settings = StatsSettings(trials=("a",), stages=("approach", "grasp", "lift", "held"))
-    result = compare_arms(*arms, settings)
+    result = trials.compare_arms(*arms, settings)
     assert result["p"] == pytest.approx(stats.binomtest(2, 14).pvalue)
     assert result["difference"] == pytest.approx(10 / 40) and "detectable" not in result
-    interim = compare_arms(*arms, settings, 0.05)
+    interim = trials.compare_arms(*arms, settings, 0.05)
     assert interim["p"] == pytest.approx(1 / (2**14 / 15 / 91)) and interim["low"] < result["low"]
     with pytest.raises(UserError, match="stages: a stage of a: expected one of approach, grasp, got 'lift'"):
-        compare_arms(*arms, settings.replace(stages=("approach", "grasp")))
+        trials.compare_arms(*arms, settings.replace(stages=("approach", "grasp")))
 
 
 def test_every_file_format_can_be_read(tmp_path):
@@ -134,8 +127,8 @@ def test_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
     pairs = json.loads((tmp_path / "open" / "stats.json").read_text())["pairs"]
     assert [(pair["a"], pair["b"]) for pair in pairs] == [("66/80", "b"), ("c", "b")]
     assert pairs[0]["p_holm"] >= pairs[0]["p"]
-    for name, trials, successes in (("real", 12, 9), ("sim", 100, 80)):
-        rows = [f"{i},{int(i < successes)}\n" for i in range(trials)]
+    for name, count, successes in (("real", 12, 9), ("sim", 100, 80)):
+        rows = [f"{i},{int(i < successes)}\n" for i in range(count)]
         (tmp_path / f"{name}.csv").write_text("position,success\n" + "".join(rows))
     assert main(["stats", "real.csv", "sim.csv", "simulated=sim", "hydra.run.dir=both"]) == 0
     arm, _ = json.loads((tmp_path / "both" / "stats.json").read_text())["arms"]

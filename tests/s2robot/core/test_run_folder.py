@@ -12,7 +12,6 @@ from s2robot.core import run_folder as module
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing, write_json, write_text
 from s2robot.core.run_folder import is_first, locked, run_folder
-from tests.kills import ROOT
 
 FILES = {".hydra/config.yaml": "a: 1", "about.txt": "b"}
 HOLD = """
@@ -49,9 +48,8 @@ def test_concurrent_writers_of_a_file_use_separate_temporary_files(tmp_path):
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds `tmp_path / "run"` until it is killed."""
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    with subprocess.Popen(command, env=env, stdin=-1, stdout=-1, text=True) as process:
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout.readline() == "mine\n"
         yield process
         process.kill()

@@ -14,7 +14,6 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.core.workers import SLOW_IMPORTS, Died, Pool, worker_pool
-from tests.kills import ROOT
 
 
 class Made:
@@ -101,7 +100,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_interrupts_only_the_parent(after_s):
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        process_group=0, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        process_group=0,
     ) as process:  # fmt: skip
         assert process.stdout.readline() == b"\n"
         time.sleep(after_s)

@@ -8,7 +8,14 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.dagger import record as dagger_record
-from s2robot.dagger.record import REASONS, Course, DaggerSettings, TakeoverSettings, record_corrections
+from s2robot.dagger.record import (
+    REASONS,
+    Corrector,
+    Course,
+    DaggerSettings,
+    TakeoverSettings,
+    record_corrections,
+)
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import demo_attributes, record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
@@ -65,7 +72,6 @@ def scripted(monkeypatch):
             return np.stack(plan)
 
         script = types.SimpleNamespace(disagreement=0.0, plan=plan, reset=lambda seed: None)
-        monkeypatch.setattr(dagger_record, "_OPEN", {})
         monkeypatch.setattr(dagger_record, "load_policy", lambda *_: (script, None, None))
 
     return use
@@ -94,10 +100,13 @@ def test_correction_is_appended_to_a_copy_of_the_demos(demos, settings, tmp_path
     assert windows.steps.tolist() == list(range(int(store.lengths[0]) + switch, store.num_steps))
 
 
-def course(demos: EpisodeStore, settings: DaggerSettings, patience: int = 30, steps: int = 100, **changes):
+def corrected(
+    demos: EpisodeStore, settings: DaggerSettings, seed: int, patience: int = 30, steps: int = 100, **changes
+) -> tuple[dict[str, np.ndarray], dict]:
     world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
     settings = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
-    return Course(settings, world, PickerConfig(), STEPS)
+    corrector = Corrector(Course(settings, world, PickerConfig(), STEPS))
+    return dagger_record.corrected_episode(corrector, seed)
 
 
 def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path, monkeypatch):
@@ -115,14 +124,14 @@ def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path
 def test_unaided_successes_and_hopeless_failures_are_no_corrections(demos, settings, scripted):
     scripted(demos.episode(0)["action"])
     alone = {"seed": 500, "reason": "", "step": int(demos.lengths[0]), "success": True}
-    assert dagger_record.corrected_episode(course(demos, settings), 500) == ({}, alone)
+    assert corrected(demos, settings, 500) == ({}, alone)
     assert scripted.seen["images"]["hand"].shape == (64, 64, 3) and scripted.seen["proprio"].shape == (8,)
     still = np.zeros((40, 8), np.float32)
     scripted(still)
     late = {"seed": SEED, "reason": "late", "step": 5, "success": False}
-    assert dagger_record.corrected_episode(course(demos, settings, steps=5), SEED) == ({}, late)
+    assert corrected(demos, settings, SEED, steps=5) == ({}, late)
     scripted(still)
-    _, facts = dagger_record.corrected_episode(course(demos, settings, PATIENCE), SEED)
+    _, facts = corrected(demos, settings, SEED, PATIENCE)
     assert (facts["reason"], facts["step"]) == ("stalled", PATIENCE + 1)  # step 0 counts as progress
 
 
@@ -133,8 +142,7 @@ def test_imitate_visited_selects_the_labelled_policy_states(demos, settings, scr
     env = CubePick(world_of_demos(demos).replace(image_size=64), draw=False)
     for visited in ("open", "all"):
         scripted(close)
-        visiting = course(demos, settings, imitate_visited=visited)
-        arrays, facts = dagger_record.corrected_episode(visiting, SEED)
+        arrays, facts = corrected(demos, settings, SEED, imitate_visited=visited)
         switch = facts["step"]
         missed = {"seed": SEED, "reason": "missed", "step": switch, "success": True}
         assert facts == missed and 3 < switch < 12
@@ -196,7 +204,7 @@ def test_mismatched_settings_or_demos_are_one_error_line(demos, settings, tmp_pa
 def test_positions_are_tried_once_per_policy(demos, settings, save_untrained, tmp_path, monkeypatch):
     world, out, tried = world_of_demos(demos), tmp_path / "out.zarr", []
 
-    def fake_episode(course, seed):  # no simulation: odd positions are corrected, even ones succeed
+    def fake_episode(_, seed):  # no simulation: odd positions are corrected, even ones succeed
         tried.append(seed)
         reason = "late" if seed % 2 else ""
         facts = {"seed": seed, "reason": reason, "step": 1, "success": True}

@@ -11,7 +11,6 @@ import select
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from tests.envs.real.patience import PATIENCE
 
 pytest.importorskip("xarm")
 
-ROOT = Path(__file__).resolve().parents[3]
 CAMERAS = ("hand", "left")
 # the emulated box listens on other ports than the vendor's, which may be in use
 DEPLOY = """
@@ -46,7 +44,7 @@ class Terminal:
         self._controller, terminal = pty.openpty()
         self.process = forks.Popen(
             command, cwd=folder, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm", "PYTHONFAULTHANDLER": "1"},
+            env=os.environ | {"TERM": "xterm", "PYTHONFAULTHANDLER": "1"},
         )  # fmt: skip
         os.close(terminal)
         self.output = ""  # since the last answer

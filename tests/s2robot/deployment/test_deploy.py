@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +24,6 @@ from tests import forks
 from tests.envs.real.patience import PATIENCE
 
 pytest.importorskip("xarm")
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -52,16 +49,12 @@ def at_step(monkeypatch):
     return make
 
 
-def commands(emulator, begin):
-    return emulator("commands", since=begin)["commands"]
-
-
 def test_dry_run_sends_nothing_and_plots_the_commands(config, emulator, tmp_path, capsys):
     before = emulator("status")
     begin = time.monotonic()
     assert deploy.deploy(config("check=true")) == 0 and "this policy fits" in capsys.readouterr().out
     assert deploy.deploy(config("dry_run_steps=4")) == 0
-    assert commands(emulator, begin) == []
+    assert emulator.commands(begin) == []
     after = emulator("status")
     assert after["joints"] == pytest.approx(before["joints"], abs=1e-3) and after["mode"] == before["mode"]
     found = json.loads((tmp_path / "dry_run.json").read_text())
@@ -88,7 +81,7 @@ def test_preflight_stops_with_one_line_per_finding(config, save_untrained, emula
     assert len(stops) == 4
     for text in ("robot: ", "joints: ", "60", "left.device: "):
         assert sum(text in line for line in stops) == 1, stops
-    assert commands(emulator, begin) == []
+    assert emulator.commands(begin) == []
 
 
 @pytest.mark.parametrize(
@@ -128,14 +121,14 @@ def test_nothing_moves_without_the_operators_confirmation(config, emulator, monk
         monkeypatch.setattr("sys.stdin", io.StringIO("move\nmove\n"))
         with pytest.raises(UserError, match="standard input: expected a terminal"):
             deploy.deploy(config("live=true", "confirm=true", *box))
-    assert commands(emulator, begin) == []
+    assert emulator.commands(begin) == []
 
 
 def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys):
     begin, path = time.monotonic(), tmp_path / "real.zarr"
     overrides = ("live=true", "episodes=2", f"record='{path}'", "bridge.loop.max_steps=3")
     assert deploy.deploy(config(*overrides)) == 0
-    found = commands(emulator, begin)
+    found = emulator.commands(begin)
     assert sum(c["kind"] == "motion" for c in found) > 50 and not any(c["unsafe"] for c in found)
     assert emulator("status")["state"] >= 4  # stopped at the end
     store = EpisodeStore.open(path)
@@ -190,8 +183,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     ]  # fmt: skip
     process = forks.Popen(
         [sys.executable, "-m", "s2robot", "deploy", "--live", "--episodes", "3", *words],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     lines = []
     while not any(re.search(r"state running, .*step [1-9]\d* of 1000", line) for line in lines[-1:]):
@@ -207,7 +199,7 @@ def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, 
     assert "1 of 3 (seed 10000)" in remainder and "stopped" in remainder
     status = emulator("status")
     assert status["state"] >= 4 and max(np.abs(status["velocities"])) < 0.01
-    found = commands(emulator, begin)
+    found = emulator.commands(begin)
     assert not any(c["unsafe"] for c in found)
     last = max(c["time"] for c in found if c["kind"] == "motion")
     # the stop came last

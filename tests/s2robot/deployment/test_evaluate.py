@@ -28,7 +28,6 @@ from tests.envs.real.virtual import Calls
 
 pytest.importorskip("xarm")
 
-ROOT = Path(__file__).resolve().parents[3]
 SEED = 10000
 
 
@@ -37,10 +36,6 @@ def config(slow_policy, arm_config):
     """Make a config of `s2robot evaluate --live` against the emulator: two episodes of three steps."""
     short = ("live=true", "env.max_steps=3", "evaluate.episodes=2")
     return partial(arm_config, "evaluate", "evaluate=arm", f"checkpoint='{slow_policy}'", *short)
-
-
-def commands(emulator, begin):
-    return emulator("commands", since=begin)["commands"]
 
 
 def records(folder):
@@ -56,7 +51,7 @@ def evaluation(stack, cfg, **options):
 def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, emulator, tmp_path, capsys):
     begin = time.monotonic()
     verbs.evaluate(config())
-    found = commands(emulator, begin)
+    found = emulator.commands(begin)
     assert sum(c["kind"] == "motion" for c in found) > 20 and not any(c["unsafe"] for c in found)
     assert emulator("status")["state"] >= 4  # stopped at the end
 
@@ -134,7 +129,7 @@ def test_wrong_settings_are_one_error_line_and_nothing_moves(config, emulator, m
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
         verbs.evaluate(config(*overrides))
     assert caught.value.user_error and "\n" not in str(caught.value)
-    assert commands(emulator, begin) == []
+    assert emulator.commands(begin) == []
 
 
 @pytest.mark.parametrize(

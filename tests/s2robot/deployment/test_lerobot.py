@@ -4,16 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.core.errors import UserError
-from s2robot.core.files import configs_dir
 from s2robot.deployment import deploy, preflight
 from s2robot.deployment.policy import Policy, by_name
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.lerobot import LeRobotArm
 from s2robot.envs.real.cameras.camera import fitted
+from tests.configs import composed
 from tests.envs.real.arms.test_lerobot import KEYS, Robot, about
 
 DATASET_KEYS = KEYS[::-1]  # in the dataset's order
@@ -62,12 +61,11 @@ def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path
     words += [f"bridge.cameras.{setting}" for setting in own]
     seen = []
     monkeypatch.setattr(preflight, "draw_views", lambda views, *_: seen.append(views))
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        assert deploy.deploy(compose("deploy", words)) == 0, capsys.readouterr().out
-        with pytest.raises(UserError, match="pre-flight: 1 of"):
-            deploy.deploy(compose("deploy", [*words, "bridge.cameras.left.device=left"]))
-        with pytest.raises(UserError, match="bridge.simulated: expected false with a policy of a LeRobot"):
-            deploy.deploy(compose("deploy", [*words, "bridge=simulated"]))
+    assert deploy.deploy(composed("deploy", *words)) == 0, capsys.readouterr().out
+    with pytest.raises(UserError, match="pre-flight: 1 of"):
+        deploy.deploy(composed("deploy", *words, "bridge.cameras.left.device=left"))
+    with pytest.raises(UserError, match="bridge.simulated: expected false with a policy of a LeRobot"):
+        deploy.deploy(composed("deploy", *words, "bridge=simulated"))
     for name, image in (("hand", np.rot90(frames["hand"], 2)), ("left", frames["front"])):
         np.testing.assert_array_equal(seen[0][name], fitted(image, (64, 64)))
     shown = capsys.readouterr().out

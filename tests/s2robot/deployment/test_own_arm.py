@@ -11,47 +11,31 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.cli import main
-from s2robot.core.files import configs_dir
-from s2robot.core.parts import plain
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.deployment.session import ArmSession
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.arms.description import ArmDescription
+from tests.configs import composed
 from tests.envs.real.home import HOME, OWN, described
 from tests.envs.real.test_own_driver import box  # noqa: F401
 from tests.inline import do_inline
 
 
 @pytest.fixture
-def policy(save_untrained, tmp_path):
-    """Make a checkpoint for an arm, with small actions."""
-
-    def make(arm: ArmDescription):
-        parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
-        size = len(arm.q_min) + (arm.gripper is not None)
-        contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
-        sizes = {"action_dim": size, "proprio_dim": size}
-        return save_untrained(tmp_path / "checkpoint", contract, 0.003, **parts, **sizes)
-
-    return make
-
-
-@pytest.fixture
-def config(policy, calm, pictures, tmp_path, monkeypatch):
+def config(save_for, calm, pictures, tmp_path, monkeypatch):
     """Make a config of `s2robot deploy` for an arm."""
 
     def make(arm: ArmDescription, *overrides):
         monkeypatch.syspath_prepend(OWN)
         monkeypatch.setattr("line_arm.LineArm.answer_s", 20.0)  # a busy machine is no fault
         monkeypatch.setattr("line_arm.LineArm.gone_s", 20.0)
-        words = [f"checkpoint='{policy(arm)}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
+        checkpoint = save_for(arm, tmp_path / "checkpoint")
+        words = [f"checkpoint='{checkpoint}'", f"demos.path='{pictures}'", f"run_dir='{tmp_path}'"]
         words += ["confirm=false", f"robot={arm.name}", f"hydra.searchpath=[file://{OWN}/configs]", *calm]
-        with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            return compose("deploy", [*words, *overrides])
+        return composed("deploy", *words, *overrides)
 
     return make
 

@@ -1,13 +1,11 @@
 """`s2robot record` on the emulated arm with its cameras: hand guiding, teleoperation, and corrections of a policy."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +28,6 @@ from tests.s2robot.pictures import attributes_of
 
 pytest.importorskip("xarm")
 
-ROOT = Path(__file__).resolve().parents[3]
 SIZE, SEED = 64, 1
 CORRECTED = 700  # the first position of a correction
 
@@ -173,7 +170,7 @@ def test_hung_recording_is_stopped_while_the_arm_is_led_by_hand(emulator, calm, 
     process = forks.Popen(
         [sys.executable, "-m", "s2robot", "record", *words, f"env.image_size={SIZE}",
             "env.cameras=[hand,left]", *calm, "bridge.supervisor_s=1.5", "out=out.zarr"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     output = ""

@@ -8,10 +8,8 @@ from contextlib import ExitStack
 import cv2
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.core.errors import UserError
-from s2robot.core.files import configs_dir
 from s2robot.deployment.arm import WARNING, Camera, start_cameras
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.preflight import check_pace
@@ -21,20 +19,17 @@ from s2robot.envs.real.arms.xarm import WIRE_TIMEOUT
 from s2robot.envs.real.control.loop import STOOD_S, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
+from tests.configs import composed
 from tests.s2robot.pictures import scene
 
 
-def composed(*overrides):
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return compose("deploy", [*overrides, "run_dir=none"])
-
-
 def configured(*overrides):
-    return read_bridge(composed(*overrides))
+    return read_bridge(composed("deploy", "run_dir=none", *overrides))
 
 
 def acting(checkpoint, *overrides):
-    cfg = composed(f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", *overrides)
+    own = f"checkpoint='{checkpoint}'", "bridge=emulator", "policy.threads=1", "run_dir=none"
+    cfg = composed("deploy", *own, *overrides)
     return read_policy(cfg), read_bench(cfg)
 
 

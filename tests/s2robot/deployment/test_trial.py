@@ -5,14 +5,12 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.comparison.trial import TrialSettings, run_trial
-from s2robot.core.files import configs_dir
-from s2robot.core.parts import plain
 from s2robot.core.settings import read_some
 from s2robot.deployment.trial import on_arm
 from s2robot.envs.real.operator.prompts import TrialOperator
+from tests.configs import composed
 from tests.envs.real.home import OWN, described
 from tests.envs.real.virtual import Calls
 
@@ -76,20 +74,17 @@ def test_trial_is_blind_survives_fault_and_crash_and_counts_voids(
         assert not any(name in attempts for name in (str(slow_policy), str(other), "policy a:", "policy b:"))
     assert "1 void" in end and "0 void" in end
     assert all(json.loads((tmp_path / f / "summary.json").read_text())["episodes"] == 1 for f in "12")
-    commands = emulator("commands", since=0)["commands"]
+    commands = emulator.commands(0)
     assert sum(c["kind"] == "motion" for c in commands) > 40 and not any(c["unsafe"] for c in commands)
 
 
-def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_untrained, tmp_path, monkeypatch):
+def test_operator_judges_a_simulated_custom_arm(calm, pictures, save_for, tmp_path, monkeypatch):
     """An arm with six joints, unlike any simulated task, starts at its own home."""
     arm = described("ur5e")
-    parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}
-    contract = {"robot": arm.name, "joint_names": list(arm.joint_names), "camera_geometry": {}, **parts}
-    own = [save_untrained(tmp_path / x, contract, 0.003, **parts, action_dim=7, proprio_dim=7) for x in "ab"]
+    own = [save_for(arm, tmp_path / name) for name in "ab"]
     box = ["bridge=simulated", f"run_dir='{tmp_path}'", f"demos.path='{pictures}'", *calm]
     box += ["robot=ur5e", f"hydra.searchpath=[file://{OWN}/configs]"]
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        cfg = compose("trial", [*box, *words(*own)])
+    cfg = composed("trial", *box, *words(*own))
     monkeypatch.setenv("S2ROBOT_TOKEN", "secret" * 3)
     with pytest.raises(RuntimeError, match="^ws://127.0.0.1:9: "), ExitStack() as stack:
         on_arm(cfg, read_some(TrialSettings, cfg).replace(a="ws://127.0.0.1:9"), stack, [], TrialOperator())

@@ -32,7 +32,7 @@ def make_run(folder: Path, episodes: int, failures: int, videos: int = 0) -> lis
             shutil.copy(folder / records[-1]["video"], folder / each["video"])
             continue
         frames = [{"hand": np.random.default_rng(3).integers(0, 255, (32, 32, 3), dtype=np.uint8)}]
-        write_video(folder / each["video"], frames, each, height=32, hold_s=0)
+        write_video(folder / each["video"], frames, each, height=32)
     save(folder, records)
     return records
 

@@ -18,7 +18,13 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.evaluation.evaluate import camera_changes, evaluate_policy, world_changes, world_for
+from s2robot.evaluation.evaluate import (
+    EvaluateSettings,
+    camera_changes,
+    evaluate_policy,
+    world_changes,
+    world_for,
+)
 from s2robot.evaluation.records import read_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, World, run_episodes
 from s2robot.evaluation.video import film, film_episodes
@@ -205,7 +211,8 @@ def test_demos_of_the_same_positions_succeed_and_can_be_rendered(recorded, tmp_p
 
     with pytest.raises(UserError, match="short.mp4: seed 500: expected .* stage held, got lift"):
         film(config, done.records[0], done.actions[0][:-1], tmp_path / "short.mp4")  # one step short
-    assert film_episodes(config, done, 1, 24, tmp_path, 1, print) == {0: "videos/episode_0000.mp4"}
+    settings = EvaluateSettings(videos=1, video_size=24, workers=1)
+    assert film_episodes(config, done, settings, tmp_path) == {0: "videos/episode_0000.mp4"}
     assert (tmp_path / "videos/episode_0000.mp4").stat().st_size > 1000
 
 

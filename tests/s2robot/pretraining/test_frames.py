@@ -198,7 +198,7 @@ def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
     with EpisodeStore.create(path, attributes) as store:
         for i, length in enumerate((3, 2)):
             store.append({key: array[:length] for key, array in shipped.episode(i).items()}, {"seed": i})
-    bank = FrameBank(path, workers=1)
+    bank = FrameBank(path)
     assert len(bank) == 10 and bank.describe()["made"]["kind"] == "states"
     rendered = [episode_frames(path, i, ("hand", "right"), 32) for i in (0, 1)]
     expected = np.concatenate([np.stack(seen, 1) for seen in rendered]).reshape(10, 32, 32, 3)

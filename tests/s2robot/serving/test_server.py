@@ -32,7 +32,6 @@ from s2robot.serving.wire import PROTOCOL, pack, unpack
 from tests import forks
 from tests.envs.real.patience import wait_for
 
-ROOT = Path(__file__).resolve().parents[3]
 CAMERAS, TOKEN = ("hand", "left"), "a-token-for-these-tests"
 PATIENT, SOON = 30.0, 5.0  # s; deadlines that only a fault exceeds, even on a busy machine
 TRANSFORMER = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
@@ -569,8 +568,7 @@ sys.exit(main(sys.argv[1:]))
 @contextlib.contextmanager
 def command(checkpoint: Path, folder: Path, *overrides: str, background: bool = False):
     """Run `s2robot serve` in a separate process; yield the process, its URL and its token."""
-    env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
+    env = {k: v for k, v in os.environ.items() if k != "S2ROBOT_TOKEN"} | {"XDG_CONFIG_HOME": str(folder)}
     process = forks.Popen(
         [sys.executable, *(("-c", BACKGROUND) if background else ("-m", "s2robot")), "serve", f"checkpoint={checkpoint}",
          "serve.port=0", "serve.device=cpu", *overrides],
@@ -612,7 +610,7 @@ def test_server_process_survives_a_pause_and_ends_on_ctrl_c(checkpoint, tmp_path
 def test_a_fuzzed_server_neither_crashes_nor_hangs(checkpoint):
     result = forks.run(
         [sys.executable, "-m", "benchmarks.serve_fuzz", str(checkpoint), "--seconds", "2"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), forks.ALL: "1"}, capture_output=True, text=True, timeout=120,
+        env=os.environ | {forks.ALL: "1"}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "0 crashes, 0 hangs" in result.stdout

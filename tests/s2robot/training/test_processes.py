@@ -24,8 +24,7 @@ MODULE = ("-m", "tests.s2robot.training.two_processes")
 
 
 def run(folder, job: str = "train", prefix: tuple[str, ...] = (), start=forks.run, devices=2, **how):
-    env = {k: v for k, v in os.environ.items() if k not in NAMES}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", forks.ALL: "1"}
+    env = {k: v for k, v in os.environ.items() if k not in NAMES} | {forks.ALL: "1"}
     words = [str(folder), job, json.dumps(how | {"devices": devices})]
     command = [*(prefix or (sys.executable,)), *MODULE, *words]
     result = start(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -7,7 +7,6 @@ import signal
 import time
 from contextlib import suppress
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +16,6 @@ from tests.envs.real.patience import wait_for
 
 PYTHON = os.environ.get("S2ROBOT_LEROBOT_PYTHON")
 pytestmark = [pytest.mark.realtime, pytest.mark.skipif(not PYTHON, reason="no LeRobot")]
-ROOT = str(Path(__file__).resolve().parents[4])
 MAKES = """
 import json, sys, time
 from functools import partial
@@ -105,7 +103,7 @@ def moving(bus, tmp_path):
         pid, terminal = pty.fork()
         if not pid:
             command = [PYTHON, "-c", MAKES + program, json.dumps(about)]
-            os.execve(PYTHON, command, os.environ | {"PYTHONPATH": ROOT})
+            os.execv(PYTHON, command)
         started.append(pid)
         wait_for(lambda: bus("=bus.servos[1].place") > servos.REST[0] + 100, "motion")
         assert bus("=bus.values(TORQUE)") == [1] * 6

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,6 @@ from tests.envs.real.patience import PATIENCE, wait_for
 
 pytest.importorskip("xarm")
 
-ROOT = str(Path(__file__).resolve().parents[4])
 VICTIM = """
 import sys
 from functools import partial
@@ -117,9 +115,7 @@ def test_close_stops_the_arm_only_without_a_confirmed_stop(moving, watch):
 
 def test_killing_a_resting_loop_leaves_no_arm_enabled(moving):
     command = [sys.executable, "-c", VICTIM, moving.ports.to_json()]
-    environment, pipe = os.environ | {"PYTHONPATH": ROOT}, subprocess.PIPE
-    options = {"cwd": ROOT, "env": environment, "stdin": pipe, "stdout": pipe}
-    with subprocess.Popen(command, process_group=0, **options) as process:
+    with subprocess.Popen(command, process_group=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
             lines = iter(process.stdout.readline, b"")
             wait_for(lambda: next(lines).strip().isdigit(), "the victim")
@@ -160,8 +156,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("loop, code", [("hangs", -signal.SIGKILL), ("asks", -signal.SIGKILL), ("rests", 0)])
 def test_supervisor_kills_the_loop_of_a_single_client_arm(loop, code):
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, loop], env=os.environ | {"PYTHONPATH": ROOT}, cwd=ROOT,
-        capture_output=True, text=True, timeout=PATIENCE + 30,
+        [sys.executable, "-c", ALONE, loop], capture_output=True, text=True, timeout=PATIENCE + 30,
     )  # fmt: skip
     assert done.returncode == code and (UNCONFIRMED in done.stderr) == (code != 0)
 
@@ -175,6 +170,5 @@ def test_supervisor_process_loads_only_what_the_arm_needs():
     """The supervisor must watch at once, and importing torch alone takes seconds."""
     code = "import sys, s2robot.envs.real.arms.xarm, s2robot.envs.real.control.supervisor as s; " \
         "print(*sorted({'torch', 'zarr', 'cv2', 'hydra', 'mujoco'} & set(sys.modules)))"  # fmt: skip
-    options = {"env": os.environ | {"PYTHONPATH": ROOT}, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, **options)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
