@@ -28,6 +28,7 @@ from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.tasks import make
+from s2robot.inspection.advice import AdviceSettings, advise
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
 from s2robot.inspection.findings import KINDS, find, unchecked_kinds
 from s2robot.inspection.tables import (
@@ -53,6 +54,7 @@ class InspectSettings(Settings, file="inspect"):
     replay: bool = from_yaml()
     videos: FilmSettings = from_yaml()
     odd: Thresholds = from_yaml()
+    scales: AdviceSettings = from_yaml()
 
 
 def _open(demos: DemosSettings, world: Any = None) -> tuple[EpisodeStore, int]:
@@ -109,11 +111,14 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
     print(summary(store, numbers, ends))
     films: Tiles | None = None
     frames: list[dict[str, FrameStats]] = []
+    advice = "not checked without videos"
     if settings.videos.write and store.cameras:
         if store.attrs["kind"] == "states":
             require_simulator()
         with bar("videos") as update:
             films, frames = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
+        advice = advise(store, count, settings.scales)
+        print(f"scales: {advice}")
     findings = find(numbers, ends, store.attrs["rate_hz"], frames, settings.odd)
     kinds = Counter(finding.kind for finding in findings)
     print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
@@ -122,7 +127,8 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
         points = json.dumps(curves(np.concatenate(shown, axis=1), POINTS), separators=(",", ":"))
         write_text(script, f"episode({i},{points})\n")
     unknown = unchecked_kinds(numbers, ends, frames)
-    return _write_page(store, numbers, ends, films, findings, unknown, out / "inspect.html")
+    facts = [*facts_of(store, ends), ("scales", advice)]
+    return _write_page(store, numbers, ends, facts, films, findings, unknown, out / "inspect.html")
 
 
 def facts_of(store: EpisodeStore, ends: np.ndarray) -> list[tuple[str, str]]:
@@ -171,6 +177,7 @@ def _write_page(
     store: EpisodeStore,
     numbers: Sequence[Table],
     ends: np.ndarray,
+    facts: Sequence[tuple[str, str]],
     films: Tiles | None,
     findings: Sequence[Finding],
     unknown: Mapping[str, str],
@@ -185,7 +192,7 @@ def _write_page(
         "inspect.html.j2",
         title=title,
         headline=f"{title}, {ends[-1]:,} step{'s' * (ends[-1] != 1)}",
-        facts=facts_of(store, ends),
+        facts=facts,
         kinds=[(kind, meaning, kinds[kind]) for kind, meaning in KINDS.items() if kinds[kind]],
         looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
         unknown=unknown,

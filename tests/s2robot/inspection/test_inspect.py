@@ -11,8 +11,10 @@ import zarr
 
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
+from s2robot.core.files import shipped_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.inspection import films
+from s2robot.inspection.advice import AdviceSettings, advise
 from s2robot.inspection.films import FilmSettings, tiles
 from s2robot.inspection.findings import KINDS, Thresholds, find, unchecked_kinds
 from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
@@ -345,3 +347,25 @@ def test_unchecked_kinds_are_listed():
     assert set(KINDS) - set(kinds) == {"length", "constant"}  # those that ran
     assert "duplicate" in unchecked_kinds([steps], np.arange(1, 3002), [])
     assert ["late" in unchecked_kinds([steps], np.array([n]), [{}]) for n in (49, 50)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(42, "[1] is"), (21, "[2] is"), (12, "[3] is"), (6, "no scale is")]
+)
+def test_scale_is_advised_from_the_size_of_the_moved_object(size, words, tmp_path):
+    rng = np.random.default_rng(0)
+    with EpisodeStore.create(tmp_path / "moved.zarr", CUPS) as store:
+        for i in range(8):
+            images, (y, x) = np.full((10, 256, 256, 3), 100, np.uint8), rng.integers(60, 200, 2)
+            images[:6, y : y + size, x : x + size] = [200, 30, 40]  # then an arm takes it away
+            for t, frame in enumerate(images):
+                frame[: 20 + 2 * t, 100 + i : 130 + i + 5 * t] = 20
+            store.append({**episode(i, 10), "images_top": images}, {"success": True})
+        line = advise(store, 8, AdviceSettings())
+    assert f"object {size} px in frames of 256 px" in line and f"{words} likely to" in line
+
+
+def test_shipped_demos_are_advised_scale_2_as_measured():
+    store = EpisodeStore.open(shipped_demos("xarm7_cube"))  # scale 1: 32 %, 2: 74 %, 1, 2 and 3: 75 %
+    assert "s2.scales=[2] is likely to pay" in advise(store, 6, AdviceSettings())
+    assert advise(store, 1, AdviceSettings()).startswith("no object found")

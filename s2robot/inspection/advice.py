@@ -1,0 +1,76 @@
+"""Advise before training which scale of S2 is likely to pay: the smallest at which the moved object spans a token.
+
+    advise(store, count, AdviceSettings())
+    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2, ...; s2.scales=[2] is likely to pay
+
+The object is found by motion, without labels. It lies somewhere else at the start of each episode, stays there while the arm
+approaches, and is gone in the end. Cameras on the arm, in which everything moves, are ignored.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from s2robot.core.settings import Settings, from_yaml
+from s2robot.demos.replay import frames_of, seen_of, world_of_demos
+from s2robot.demos.store import EpisodeStore
+
+SCALES = (1, 2, 3)
+
+
+class AdviceSettings(Settings, at="scales", file="inspect"):
+    episodes: int = from_yaml(ge=2)
+    tokens: int = from_yaml(ge=1)
+    change: float = from_yaml(gt=0)
+    approach: float = from_yaml(gt=0, lt=1)
+
+
+def advise(store: EpisodeStore, count: int, settings: AdviceSettings) -> str:
+    """Return one line about the first `count` episodes; it says so if no object is found."""
+    found = []
+    for frames in _moments(store, min(count, settings.episodes), settings.approach):
+        height, width = frames.shape[2:4]
+        if np.isfinite(size := object_size(frames, settings.change)):
+            found.append((size / min(height, width), size, min(height, width)))
+    if not found:
+        return "no object found that starts in other places and is moved; no advice on s2.scales"
+    share, size, side = sorted(found)[len(found) // 2]  # of the cameras
+    spans = {scale: scale * settings.tokens * share for scale in SCALES}
+    best = next((scale for scale, span in spans.items() if span >= 1), None)
+    advice = (
+        f"s2.scales=[{best}] is likely to pay"
+        if best
+        else "no scale is likely to suffice: move the cameras closer"
+    )
+    tokens = ", ".join(f"{span:.1f} tokens at scale {scale}" for scale, span in spans.items())
+    return f"object {size:.0f} px in frames of {side} px: {tokens}; {advice}"
+
+
+def object_size(frames: np.ndarray, change: float) -> float:
+    """Return the median side in pixels of the moved object, NaN if fewer than half of the episodes show one.
+
+    frames: uint8 (3, E, H, W, 3), the first frame of E episodes, one while the arm approaches, and the last. change: the
+    smallest difference of a pixel that moves.
+    """
+    from scipy import ndimage  # takes long to import
+
+    first, during, last = frames.astype(np.int16)
+    unlike, left, gone = (
+        np.abs(first - x).max(-1) > change for x in (np.median(first, axis=0), during, last)
+    )
+    areas = [
+        np.bincount(ndimage.label(mask)[0].ravel(), minlength=2)[1:].max() for mask in unlike & ~left & gone
+    ]
+    side = float(np.sqrt(np.median(areas)))
+    return side if side >= 2 else float("nan")  # single pixels are noise
+
+
+def _moments(store: EpisodeStore, count: int, approach: float) -> Sequence[np.ndarray]:
+    """Return the three frames of each episode that `object_size` compares, one array per camera."""
+    world, rows = world_of_demos(store) if store.attrs["kind"] == "states" else None, []
+    for i in range(count):
+        seen, drawn = seen_of(store, i, store.cameras, world and world.image_size, world)
+        last = len(seen[0]) - 1
+        steps = [0, round(approach * last), last]
+        rows.append(frames_of([part[steps] for part in seen], drawn, i))
+    return [np.stack(frames, 1) for frames in zip(*rows, strict=True)]
