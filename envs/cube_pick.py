@@ -149,7 +149,7 @@ class CubePick(MujocoTask):
     def project(self, position) -> dict[str, np.ndarray]:
         """Return where each camera sees a point of the table's frame (3,), m: x to the right and y downwards in 0..1 of
         the upright frame, clamped to its border, NaN if behind the camera.  # {camera: float32 (2,)}"""
-        return self._projected(np.asarray(position) + [0, 0, TABLE_HEIGHT])
+        return self.projected(np.asarray(position) + [0, 0, TABLE_HEIGHT])
 
     @property
     def distance(self) -> float:  # m, from the grip centre to the cube's

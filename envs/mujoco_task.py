@@ -51,7 +51,7 @@ class MujocoTask(Task):
             for name, i in self.camera_ids.items()
         }
 
-    def _projected(self, position: np.ndarray) -> dict[str, np.ndarray]:
+    def projected(self, position: np.ndarray) -> dict[str, np.ndarray]:
         """Return where each camera sees a world point (3,): x to the right, y downwards, 0 to 1; NaN if behind it."""
         points, sizes = {}, self.camera_sizes
         for name, i in self.camera_ids.items():

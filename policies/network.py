@@ -42,7 +42,7 @@ class Network(nn.Module):
         self.pooling = CameraPooling(spec.pooling, *images)
         losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
         self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, *losses))
-        self.pooling.blind = spec.zero_features
+        self.pooling.blind, self.pooling.placed = spec.zero_features, spec.placed
 
     def forward(self, method: str, *arguments: Any) -> Any:
         """Call `pool`, `loss` or `sample` by name, because torch.func and DDP call only `forward`."""

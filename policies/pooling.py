@@ -27,6 +27,7 @@ from s2robot.policies.bodies.mlp import Dense
 from s2robot.policies.bodies.transformer import even_heads
 
 Tokens = int | tuple[int, int]  # token count of a square map, or its rows and columns
+PLACED = 3  # last channels of a token that holds its own place: x, y, and whether it is of a crop
 
 
 class PoolingSettings(Settings, at="policy.pooling", file="policy/common/policy"):
@@ -102,14 +103,20 @@ class SpatialSoftmax(nn.Module):
         self.register_buffer("places", map_places(tokens), persistent=False)
         self.out = Dense(self.k * (2 + self.f) + (dim if settings.keep_mean else 0), out_dim)
 
-    def forward(self, tokens: Tensor, norm: FeatureNorm, mean: Tensor | None = None) -> Tensor:
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """Return the weights (k, D) of the heat maps, before a softmax, and their constants at each token (k, N)."""
+        hot = self.project.weight[: self.k] * torch.exp(-self.log_temperature)[:, None]
+        return hot, hot.new_zeros(self.k, len(self.places))
+
+    def forward(
+        self, tokens: Tensor, norm: FeatureNorm, mean: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         weight, bias = self.project.weight, self.project.bias
-        hot = weight[: self.k] * torch.exp(-self.log_temperature)[:, None]
-        product, shift = norm.project(tokens, torch.cat([hot, weight[self.k :]]))  # (k + f, M, N)
+        product, shift = norm.project(tokens, torch.cat([self.maps()[0], weight[self.k :]]))  # (k + f, M, N)
         maps, values = product.split([self.k, self.f])
         # (M, k, N); a softmax ignores a constant over all tokens
         heat = maps.transpose(0, 1).softmax(-1, dtype=torch.float32)
-        places = self.places.T.expand(len(tokens), -1, -1)
+        places = (self.places if places is None else places).mT.expand(len(tokens), -1, -1)  # (M, 2, N)
         pooled_values = torch.cat([places, values.transpose(0, 1).float()], 1)  # (M, 2 + f, N)
         pooled = torch.bmm(heat, pooled_values.mT)  # (M, k, 2 + f)
         # heat sums to 1, so constants over all tokens can be added after pooling
@@ -133,15 +140,20 @@ class AttentionPool(nn.Module):
         self.position = nn.Parameter(_wave_embedding(map_places(tokens), 2 * w))
         self.out = Dense(q * w, out_dim)
 
-    def forward(self, tokens: Tensor, norm: FeatureNorm) -> Tensor:
-        q, h, w = self.q, self.h, self.w
-        key_position, value_position = self.position.split(w, -1)  # (N, w) each
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """Return the weights (h * q, D) of the attention, before a softmax, and its constants at each token (h * q, N)."""
+        h, w = self.h, self.w
         # The queries do not depend on the input, so query · key(x) is one product with their combination:
         # h·q columns instead of w for the wide tokens.
         query = self.query * (w // h) ** -0.5
-        key = self.key.weight.view(h, w // h, -1)
-        column = torch.einsum("qhe,hed->hqd", query, key).flatten(0, 1)  # (h*q, D)
-        bias = torch.einsum("qhe,nhe->hqn", query, key_position.view(-1, h, w // h)).flatten(0, 1)
+        column = torch.einsum("qhe,hed->hqd", query, self.key.weight.view(h, w // h, -1)).flatten(0, 1)
+        position = self.position[:, :w].view(-1, h, w // h)
+        return column, torch.einsum("qhe,nhe->hqn", query, position).flatten(0, 1)
+
+    def forward(self, tokens: Tensor, norm: FeatureNorm) -> Tensor:
+        q, h, w = self.q, self.h, self.w
+        value_position = self.position[:, w:]  # (N, w)
+        column, bias = self.maps()
         product, shift = norm.project(tokens, torch.cat([column, self.value.weight]))  # (h*q + w, M, N)
         maps, values = product.split([h * q, w])
         maps = maps.transpose(0, 1) + bias  # (M, h*q, N); a softmax ignores a common shift
@@ -173,6 +185,7 @@ class CameraPooling(nn.Module):
         self.norms = nn.ModuleList(FeatureNorm(dim) for _ in range(cameras))
         self.pools = nn.ModuleList(pool(settings, dim, maps[i], out_dim) for i in range(count))
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
+        self.placed = False  # whether tokens hold their own places, see `PLACED`
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
         """Set the dtype of the product with the tokens in training (inference: float32); return `token_dtype`."""
@@ -184,6 +197,7 @@ class CameraPooling(nn.Module):
     def token_dtype(self) -> torch.dtype | None:
         """The dtype in which training can pass all tokens, with their means; None: their own."""
         plain = self.settings.kind != "mean" and not self.blind and len(set(self.counts)) == 1
+        plain &= not self.placed  # bfloat16 would move the tokens
         product = self.norms[0].product
         return product if plain and product == torch.bfloat16 else None  # type: ignore[return-value]
 
@@ -197,6 +211,14 @@ class CameraPooling(nn.Module):
             norm.blind = value  # type: ignore[assignment]
 
     @torch.no_grad()
+    def maps(self) -> list[Tensor]:
+        """Return each camera's heat maps (K, D + N): weights of the tokens as they are, then a constant per token."""
+        maps = [self.pools[i % len(self.pools)].maps() for i in range(len(self.norms))]
+        return [
+            torch.cat([w * norm.inverse_std, b], -1) for norm, (w, b) in zip(self.norms, maps, strict=True)
+        ]
+
+    @torch.no_grad()
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
         """Set the training moments (C, D) of the channels."""
         for norm, m, s in zip(self.norms, mean, std, strict=True):
@@ -207,8 +229,11 @@ class CameraPooling(nn.Module):
         """means (M, C, D): means of the tokens if `token_dtype` is set."""
         pooled = []
         for i, norm in enumerate(self.norms):
-            known = (means[:, i],) if means is not None and self.settings.kind == "spatial_softmax" else ()
-            pooled.append(self.pools[i % len(self.pools)](features[:, i, : self.counts[i]], norm, *known))
+            tokens, known = features[:, i, : self.counts[i]], dict[str, Tensor]()
+            if self.settings.kind == "spatial_softmax":
+                known |= {} if means is None else {"mean": means[:, i]}
+                known |= {"places": tokens[..., -PLACED:-1].float()} if self.placed else {}
+            pooled.append(self.pools[i % len(self.pools)](tokens, norm, **known))
         out = torch.stack(pooled, 1)  # (M, C, out)
         return out if self.camera is None else out + self.camera
 

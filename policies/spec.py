@@ -70,6 +70,7 @@ class PolicySpec(PolicySettings):
     cameras: tuple[str, ...] = Field(min_length=1)  # in the order of the feature axis
     dim: int = Field(ge=1)  # channels per token, over all S² scales
     tokens: int = Field(ge=1)  # maximum per camera; 1 for mean-pooled features
+    placed: bool = False  # whether a token holds its place in its last channels, see `pooling.PLACED`
     action_dim: int = Field(default=8, ge=1)  # numbers per action
     proprio_dim: int = Field(default=8, ge=1)  # numbers per state
     # texts of the training tasks; the network receives the selected one with the state

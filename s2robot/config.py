@@ -192,6 +192,9 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
         settings["grid"] = cfg.s2.grid
+    if fovea := plain(cfg.s2.fovea):
+        file = Path(fovea["gaze"])
+        settings |= {**fovea, "gaze": str(file.resolve()) if file.exists() else fovea["gaze"]}
     if settings["checkpoint"]:  # absolute, because a checkpoint may be used from another folder
         settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
     return settings

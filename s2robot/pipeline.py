@@ -35,6 +35,7 @@ from s2robot.demos.store import EpisodeStore, Split
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.encoder import S2Encoder, token_maps
+from s2robot.encoders.fovea import FovealEncoder
 from s2robot.encoders.trained import Pixels, TrainedEncoder
 from s2robot.encoders.tuning import FullEncoder, Tail, build_early_blocks
 from s2robot.envs.gl import require_simulator
@@ -67,8 +68,9 @@ class Task:
 
     def __post_init__(self) -> None:
         blocks, blind = self.train.tune.blocks, bool(self.policy and self.policy.zero_features)
-        if blocks and (blind or self.trains_encoder):
-            key = "policy.zero_features" if blind else "encoder.trained"
+        if blocks and (blind or self.trains_encoder or "zoom" in self.encoder):
+            key = "encoder.trained" if self.trains_encoder else "s2=fovea"
+            key = "policy.zero_features" if blind else key
             raise UserError(f"train.tune.blocks: expected 0 with {key}, got {blocks}")
         if self.trains_encoder and blind:
             raise UserError("encoder.trained: expected false with policy.zero_features, got true")
@@ -168,6 +170,8 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
 
 def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
     """Encode the training and held-out demos, or compute the inputs of the encoder's trained part; see :func:`encode_demos`."""
+    if isinstance(encoder, FovealEncoder):
+        encoder.check_cameras(task.cameras)
     if task.policy:  # reject settings that do not fit before encoding
         from s2robot.training.train import begin  # imports lightning, which takes as long as torch
 
@@ -189,7 +193,7 @@ def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder, vectors: torch.
     sizes = {"cameras": list(task.cameras), "dim": encoder.dim, "tokens": max(map(math.prod, maps))}
     if any(rows != columns for rows, columns in maps) or len(set(maps)) > 1:
         sizes["grids"] = [list(shape) for shape in maps]
-    values = task.policy.model_dump() | sizes
+    values = task.policy.model_dump() | sizes | {"placed": isinstance(encoder, FovealEncoder)}
     for array, attribute in PARTS.items():
         if found := store.attrs.get(attribute):
             values |= {attribute: found, f"{array}_dim": sum(part["size"] for part in found)}

@@ -21,6 +21,7 @@ from s2robot.core.errors import UserError, one_of, reported, require
 from s2robot.core.files import weights_dir
 from s2robot.core.settings import Settings, read
 from s2robot.encoders.encoder import S2Encoder
+from s2robot.encoders.fovea import FovealEncoder
 from s2robot.encoders.trained import TrainedEncoder, with_group_norms
 
 OURS = ("mvp-tiny", "mvp-tiny-s2", "mvp-small")  # from `s2robot pretrain`
@@ -53,16 +54,20 @@ class EncoderSettings(Settings, at="encoder"):
     crop: float = Field(default=1.0, gt=0, le=1)  # fraction of each side of a frame in a random crop
     per_camera: bool = True  # separate weights for each camera
     rate: float = Field(default=1.0, ge=0)  # learning rate, as a fraction of train.lr
+    zoom: float | None = Field(default=None, gt=1)  # of the crop at the gaze; None: no crop
+    gaze: str = "centre"  # of the crop: centre, random, a policy's checkpoint, or a file of heat maps
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         yield "sizes", self.sizes is None or self.scales is None, f"null with scales {self.scales}"
+        yield "zoom", self.zoom is None or not self.trained, "null with encoder.trained"
+        yield "pool", self.zoom is None or self.pool != "mean", "tokens with s2.fovea"
 
 
 def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = None) -> S2Encoder:
     """Build the encoder of a config with the keys of `EncoderSettings`; UserError names a wrong key.
 
     tuned: fine-tuned weights by the model's parameter names, which replace those of the file; for a fully trained
-        encoder each name is prefixed with the camera number.
+        encoder each name is prefixed with the camera number. With a fovea: the heat maps of its gaze.
     """
     settings = read(EncoderSettings, cfg)
     if settings.trained:
@@ -70,6 +75,9 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
             settings = settings.replace(checkpoint=None)  # `tuned` contains all weights
         return _trained(settings, tuned or {})
     backbone = backbone_of(settings)
+    if settings.zoom is not None:
+        options = arguments(settings, backbone)
+        return FovealEncoder(backbone, settings.zoom, settings.gaze, tuned, **options)
     if tuned:
         state = backbone.model.state_dict()
         load_strict(backbone.model, state | dict(tuned), f"encoder {settings.name}, fine-tuned")

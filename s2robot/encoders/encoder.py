@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -161,8 +162,8 @@ class S2Encoder(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a square image: grid squared, or 1 for pool="mean"."""
-        return 1 if self.pool == "mean" else self.grid**2
+        """Tokens of a square image."""
+        return math.prod(self.map_of(self.tile, self.tile))
 
     @property
     def num_parameters(self) -> int:
@@ -235,19 +236,22 @@ class S2Encoder(nn.Module):
         unchanged, multiples of it are averaged by area, others are resized with antialiasing. Raises UserError for
         another type or shape.
         """
+        images = tensor_of(images)
+        height, width = channels_first(images[:0]).shape[-2:]
+        if not len(images):
+            rows, columns = self.map_of(height, width)
+            return torch.empty(0, rows * columns, self.dim, device=self.scale.device)
+        return self._encode(images, self.layout_of(height, width))
+
+    def _encode(self, images: Tensor, layout: Layout) -> Tensor:
+        """Encode one or more images, resized to a layout."""
         on_cpu = self.scale.device.type == "cpu"
         batch_size = self.frames_per_call or (4 if on_cpu else 64)
         model = TileCache(self._model) if on_cpu else self._model
-        images = tensor_of(images)
-        height, width = channels_first(images[:0]).shape[-2:]
-        layout = self.layout_of(height, width)
         features = lambda x: self._features(model, self._levels(x, layout), layout)  # noqa: E731
         outputs, fitting_size = fitting(features, images, batch_size)
         if fitting_size < batch_size:
             self.frames_per_call = fitting_size  # the next call does not retry
-        if not outputs:
-            rows, columns = self.map_of(height, width)
-            return torch.empty(0, rows * columns, self.dim, device=self.scale.device)
         out = torch.cat(outputs)
         return out[:, None] if self.pool == "mean" else out
 

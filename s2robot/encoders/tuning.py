@@ -53,10 +53,6 @@ class EarlyBlocks(S2Encoder):
     def map_of(self, height: int, width: int) -> tuple[int, int]:
         return self.layout_of(height, width).tiles, self._tile_tokens
 
-    @property
-    def num_tokens(self) -> int:
-        return self.layout.tiles * self._tile_tokens
-
     def _features(self, model: Model, levels: Sequence[Tensor], layout: Layout) -> Tensor:
         tiles = torch.cat([plan.split(x) for plan, x in zip(layout.levels, levels, strict=True)])
         return model(tiles).unflatten(0, (layout.tiles, -1)).transpose(0, 1).flatten(1, 2)

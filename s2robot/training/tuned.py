@@ -48,10 +48,12 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
 
 
 def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
-    """Save the trained model as a checkpoint; for a tuned encoder, update its fingerprint and size in the contract."""
-    policy, tuned = model, dict[str, Tensor]()
+    """Save the trained model as a checkpoint, with a tuned encoder (its fingerprint is updated) or the maps of a gaze."""
+    policy, tuned, encoder = model, dict[str, Tensor](), contract["encoder"]
+    if encoder.get("settings", {}).get("zoom"):
+        tuned = build_encoder(encoder["settings"]).maps  # type: ignore[assignment, operator]
     if isinstance(model, TunedPolicy):
-        policy, tuned, encoder = model.policy, model.tail.tuned(), contract["encoder"]
+        policy, tuned = model.policy, model.tail.tuned()
         built = build_encoder(encoder["settings"], tuned)
         facts = {"fingerprint": built.fingerprint, "parameters": built.num_parameters}
         contract = {**contract, "encoder": {**encoder, **facts}}
