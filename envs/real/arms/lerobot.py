@@ -32,7 +32,7 @@ LOST = 256  # ArmState.error: two observations in a row failed; smaller numbers 
 GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
 LOCK_S = 0.2  # s that a stop waits for an unfinished transaction
 CAMERA_S = 0.1  # s by which a new frame may be older than its observation
-CHECK_EVERY = 4  # observations between two checks of torque or status
+CHECK_EVERY = 2  # observations between two checks of torque or status
 AGREE = 200  # greatest difference, in steps, between two consecutive readings
 TURN = 7.0  # rad, just over one turn
 REST, SETTLE_S = 0.02, 0.05  # a stopped robot without a bus may move by this many rad within this many s
@@ -241,15 +241,20 @@ class LeRobotArm(arms.ArmDriver):
         return True
 
     def _places(self, motors: str | None = None) -> dict[str, int]:
-        """Return measured positions, in steps, safe to use as goals: two readings that agree, without the status bits.
+        """Return measured positions, in steps, safe to use as goals: two that agree, as calibrated, without the status bits.
 
-        LeRobot mistakes a late answer to one read for the answer to the next, even if that requested something else.
+        LeRobot mistakes a late answer for the answer to the next read, and returns 0 for one without data.
         """
         self._drain()
         read = partial(self._bus.sync_read, "Present_Position", motors, normalize=False)
         first, second = read(), read()
-        if max(abs(first[name] - second[name]) for name in first) > AGREE:
-            raise ConnectionError(f"positions {first} and {second} disagree")
+        for name, place in second.items():
+            ends = self._bus.calibration[name]
+            inside = ends.range_min - AGREE <= place <= ends.range_max + AGREE and place
+            if not inside or abs(first[name] - place) > AGREE:
+                raise ConnectionError(
+                    f"positions {first} and {second} disagree, or are outside the calibration"
+                )
         return second
 
     def _drain(self) -> Any:

@@ -170,10 +170,10 @@ def test_port_in_use_or_without_permission_is_one_error_line(monkeypatch):
 
 
 class Bus:
-    """LeRobot's bus of servos with ranges of -180 to 180 degrees. `late`: the answer to another read arrives first."""
+    """LeRobot's bus of servos with ranges of -180 to 180 degrees. `late`: so many answers to other reads arrive first."""
 
     model_resolution_table, model_ctrl_table = {"sts": 4096}, {"sts": {"Status": (65, 1)}}
-    is_connected, silent, late = False, "", False
+    is_connected, silent, late, other = False, "", 0, 64001
 
     def __init__(self, mode):
         motor = SimpleNamespace(model="sts", norm_mode=SimpleNamespace(value=mode))
@@ -194,7 +194,7 @@ class Bus:
         if self.silent and motors in (None, self.silent):
             raise ConnectionError("There is no status packet!")
         value = {"Present_Position": 2000, "Torque_Enable": 1, "Status": self.status}[register]
-        value, self.late = 64001 if self.late else value, False
+        value, self.late = self.other if self.late else value, max(0, self.late - 1)
         return dict.fromkeys([motors] if motors else self.motors, value)
 
     def sync_write(self, register, goals, normalize):
@@ -229,21 +229,22 @@ def test_normalised_units_follow_the_calibration_and_ranges_must_match(made, ser
 def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos):
     arm, bus = made(servos, units="normalised"), servos.bus
     arm.arm()
-    bus.goals, bus.late = {}, True
-    assert arm.stop("test") and bus.goals == dict.fromkeys(JOINTS, 2000)  # the gripper holds its object
+    for late, value in ((1, 64001), (2, 64001), (2, -31233), (2, 0)):  # 0: without data
+        bus.goals, bus.late, bus.other = {}, late, value
+        assert arm.stop("test") and bus.goals == dict.fromkeys(JOINTS, 2000)  # the gripper holds its object
     bus.goals, bus.silent = {}, "elbow_flex"
     assert not arm.stop("test") and {*bus.goals} == {*JOINTS} - {"elbow_flex"}
     bus.goals, bus.silent, bus.status = {}, "", 32
     assert arm.stop("test") and {*bus.goals} == {*JOINTS}  # acknowledged, although overloaded
-    for _ in range(8):
+    for _ in range(4):
         state = arm.read()
     assert state.error == 32
     bus.status = 0
     for _ in range(7):
-        bus.late = True  # no servo's status, whatever it says
+        bus.late = 1  # no servo's status, whatever it says
         arm.read()
     assert arm.status().error == 0
-    bus.goals, bus.late = {}, True
+    bus.goals, bus.late = {}, 1
     arm.arm()  # reads the positions again
     assert not arm.stopped and bus.goals == dict.fromkeys(JOINTS, 2000) | bus.goals
 
