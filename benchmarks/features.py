@@ -69,17 +69,15 @@ def main() -> None:
     encode, features = measure_frames(task, store, encoder, args.episodes)
     trained = measure_epoch(task, store, encoder, features)
 
-    print(
-        f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {torch.get_num_threads()} threads"
-    )
+    again, threads = trained + store.num_steps * encode, torch.get_num_threads()
+    print(f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {threads} threads")
     print(
         f"{len(store)} episodes, {store.num_steps} steps, {len(task.cameras)} cameras; policy {cfg.policy.kind}"
     )
-    again = trained + store.num_steps * encode
     print(
-        f"encoding a step of all cameras: {encode * 1e3:.1f} ms; an epoch from cached features: {trained:.2f} s, with"
+        f"encoding a step of all cameras: {encode * 1e3:.1f} ms; an epoch from cached features: {trained:.2f} s"
     )
-    print(f"every frame encoded again (scaled): {again:.2f} s, {again / trained:.0f} x")
+    print(f"with every frame encoded again (scaled): {again:.2f} s, {again / trained:.0f} x")
 
 
 if __name__ == "__main__":
