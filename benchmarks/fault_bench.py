@@ -29,8 +29,10 @@ from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 
 START = np.array((-0.4, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))  # rad, 0.4 to the right of home
 STILL = 0.01  # rad/s
-# reasons that a busy machine alone can cause
-BY_LOAD = re.compile(r"is stale|is late|is gone|reports nothing|held for more than|command code 3$")
+# reasons that a busy machine alone can cause; error 256: two readings of servos failed
+BY_LOAD = re.compile(
+    r"is stale|is late|is gone|reports nothing|held for more than|command code 3$|arm error 256$"
+)
 STOP_S = 0.5  # s that a stop may take to reach the box: the supervisor's limit of 0.3 s, and its way there
 ATTRIBUTES = {
     "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand"],
@@ -60,6 +62,9 @@ class Case:
     passing: str = ""  # pattern of reasons for which the watchdog may hold meanwhile
     steps: int = 10_000  # of the episode
     deaf: bool = False  # the box receives commands only after the fault: use the sender's times
+    # of an SO-101
+    bus: str = ""  # evaluated beside the servos
+    stop: str = "hold"  # robot.stop
 
 
 @dataclass
@@ -260,6 +265,10 @@ class Bench:
             out.last_command = self.bridge.driver.sent_at - fault
             out.stop_command = self.bridge.driver.stopped_at - fault
         out.last_command = max(out.last_command, 0.0)
+        self._trace(out, times, speeds, fault, until)
+
+    def _trace(self, out: Outcome, times: np.ndarray, speeds: np.ndarray, fault: float, until: float) -> None:
+        """What the fastest joint's speeds (N,) say."""
         out.peak = float(speeds[times >= fault].max())
         window = (times >= fault) & (times <= until)
         moving = times[window & (speeds > STILL)]

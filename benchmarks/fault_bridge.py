@@ -19,7 +19,7 @@ from s2robot.envs.real.arms.driver import REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
-from s2robot.envs.real.control.loop import LoopConfig
+from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
 from s2robot.envs.real.control.supervisor import Supervisor
@@ -96,6 +96,18 @@ class Tampered:
         return self._driver.stop(reason)
 
 
+class Ripe(Subscriber):
+    """Calls `then` at full speed, half a second into the motion."""
+
+    def __init__(self, loop: ControlLoop, policy: Swing, then: Callable[[], None]):
+        self._loop, self._policy, self._then = loop, policy, then
+
+    def on_period(self, now: float, state: State, safe: Any) -> None:
+        speed = np.abs(self._loop.safety.dq_last).max()
+        if state == State.RUNNING and 6 <= self._policy.calls <= 10 and speed > MOVING:
+            self._then()
+
+
 @dataclass
 class Bridge:
     """What one episode runs on."""
@@ -111,8 +123,7 @@ def assemble(
     stack: ExitStack, ports: Ports, path: Path, policy: Swing, patience: float, points: ArmPoints, scene: bool,
     on_ripe: Callable[[], None],
 ) -> Bridge:  # fmt: skip
-    """Connect everything and arm the robot; `stack` closes it. `on_ripe` is called at full speed, half a second into the
-    motion."""
+    """Connect everything and arm the robot; `stack` closes it. `on_ripe`: see `Ripe`."""
     make = partial(XArmDriver, "127.0.0.1", ports=ports)
     starter = stack.enter_context(ThreadPoolExecutor(1))  # the supervisor starts while the driver connects
     starting = starter.submit(Supervisor, partial(make, gripper=False), limit_s=0.3 * patience)
@@ -133,16 +144,10 @@ def assemble(
     recorder = EpisodeRecorder(stack.enter_context(EpisodeStore.open(path, "a")))
     usual = WatchdogLimits()
     limits = usual.replace(**{name: limit and limit * patience for name, limit in usual.model_dump().items()})
-
-    class Watch(Subscriber):
-        def on_period(self, now: float, state: State, safe: Any) -> None:
-            speed = np.abs(runtime.loop.safety.dq_last).max()
-            if state == State.RUNNING and 6 <= policy.calls <= 10 and speed > MOVING:
-                on_ripe()
-
     safety = SafetyConfig(state_age_max=limits.state_hold)
     loop = LoopConfig(live=True, image_size=SIZE)
     runtime = ArmRuntime(
-        driver, {"hand": camera}, policy, points, loop, limits, safety, [Watch(), recorder], supervisor=supervisor
+        driver, {"hand": camera}, policy, points, loop, limits, safety, [recorder], supervisor=supervisor
     )  # fmt: skip
+    runtime.loop.subscribers.append(Ripe(runtime.loop, policy, on_ripe))
     return Bridge(driver, runtime, policy, recorder, note(runtime.loop.safety))

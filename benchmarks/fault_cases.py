@@ -1,7 +1,9 @@
 """The faults of benchmarks/faults.py: how each is made to happen, and the reaction that is designed for it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,26 @@ import numpy as np
 from benchmarks.fault_bench import Bench, Case
 from benchmarks.fault_bridge import PATIENCE_S
 from benchmarks.fault_processes import own_ports
+from benchmarks.fault_server import make_checkpoint, served
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.xarm import XArmDriver
+from s2robot.envs.real.emulator.emulator import launch
 
 CONNECT_S = 1.0  # s that a new connection may take to be refused
+SCENE = {"image_size": 64, "cameras": ["hand"]}  # small, so that two cores draw 30 a second beside the bridge
+
+
+def benches(cases: list[Case], folder: Path) -> Iterator[tuple[Bench, list[Case]]]:
+    """Each bench and its cases: an emulator for those without cameras, one with the scene for the others."""
+    server = partial(served, make_checkpoint(folder)) if any(case.server for case in cases) else None
+    for kind in sorted({"mujoco" if case.scene else "kinematic" for case in cases}):
+        scene = kind == "mujoco"
+        (folder / kind).mkdir()
+        with launch(kind, **({"fps": 30, "env": SCENE} if scene else {})) as emulator:
+            yield (
+                Bench(emulator, folder / kind, scene=scene, server=server),
+                [case for case in cases if case.scene == scene],
+            )
 
 
 def _fault(strike: Callable[..., float]) -> Callable[..., Callable[[Bench], float]]:

@@ -1,12 +1,14 @@
-"""Inject faults into a running bridge; tabulate which commands reached the arm and when it stopped.
+"""Inject faults into a running bridge; tabulate which commands reached the emulated arm and when it stopped.
 
     python benchmarks/faults.py                               # every fault 20 times
     python benchmarks/faults.py --faults nan,hang --repeat 3
     python benchmarks/faults.py --markdown table.md --json faults.json
+    <python of LeRobot's environment> benchmarks/faults.py --arm so101
 
 Each run is an episode with the vendor's SDK, the emulated box, the live control loop with its default limits, a supervisor,
-cameras and a recorder; the fault strikes while the arm moves. docs/faults.md explains the columns. A run that a busy machine
-spoilt is repeated. Exit code 1 if anything was unsafe or not as designed.
+cameras and a recorder (an SO-101: LeRobot, emulated servos, loop and supervisor); the fault strikes while the arm moves.
+docs/faults.md explains the columns. A run that a busy machine spoilt is repeated. Exit code 1 if anything was unsafe or not
+as designed.
 """
 
 import argparse
@@ -16,14 +18,16 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENE = {"image_size": 64, "cameras": ["hand"]}  # small, so that two cores draw 30 a second beside the bridge
+ARMS = {"xarm7": "benchmarks.fault_cases", "so101": "benchmarks.fault_so101"}  # each has CASES and benches
 TRIES = 4  # of a run that load has spoilt
-HEAD = "fault,speed,unsafe,last motion command,stop command,standstill,afterwards,as designed".split(",")
+HEAD = "fault|unsafe|last motion command, ms|stop command, ms|standstill, ms|afterwards|as designed".split(
+    "|"
+)
 
 
 def attempt(bench: Any, case: Any) -> list[Any]:
@@ -77,14 +81,13 @@ def cells(r: dict[str, Any]) -> list[str]:
     def ms(spread: list[float | None]) -> str:
         if spread[0] is None:
             return "–"
-        return " / ".join("never" if v == float("inf") else f"{v * 1000:.0f}" for v in spread) + " ms"
+        return " / ".join("never" if v == float("inf") else f"{v * 1000:.0f}" for v in spread)
 
     note = "" if r["good"] else " **mismatch**" if r["runs"] else " **no valid run**"
     note += f", {damaged} records damaged" if (damaged := r["records"] - r["records_intact"]) else ""
     note += ", load" if r["held_for_load"] + r["repeated_for_load"] else ""
     return [
-        r["fault"], "–" if r["speed_min"] is None else f"≥ {r['speed_min']:.2f} rad/s",
-        str(r["unsafe"]), ms(r["last_command"]), ms(r["stop_command"]), ms(r["standstill"]),
+        r["fault"], str(r["unsafe"]), ms(r["last_command"]), ms(r["stop_command"]), ms(r["standstill"]),
         " / ".join(r["states"]) + ("" if r["states"] == [r["designed"]] else f" (designed: {r['designed']})"),
         f"{r['as_designed']}/{r['runs']}" + note,
     ]  # fmt: skip
@@ -96,39 +99,30 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def measure(cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
-    """All runs; one emulator for those without cameras, one with the scene for the others."""
-    from benchmarks.fault_bench import Bench
-    from benchmarks.fault_server import make_checkpoint, served
-    from s2robot.envs.real.emulator.emulator import launch
-
-    server = partial(served, make_checkpoint(folder)) if any(case.server for case in cases) else None
+def measure(arm: Any, cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
+    """All runs, by case."""
     rows = {}
-    for kind in sorted({"mujoco" if case.scene else "kinematic" for case in cases}):
-        scene = kind == "mujoco"
-        (folder / kind).mkdir()
-        with launch(kind, **({"fps": 30, "env": SCENE} if scene else {})) as emulator:
-            bench = Bench(emulator, folder / kind, scene=scene, server=server)
-            for case in (case for case in cases if case.scene == scene):
-                begin = time.monotonic()
-                outcomes = [o for _ in range(repeat) for o in attempt(bench, case)]
-                rows[case.name] = row(case, outcomes) | {"outcomes": [asdict(o) for o in outcomes]}
-                took = time.monotonic() - begin
-                print(f"{took:6.1f} s  {'  '.join(cells(rows[case.name]))}", file=sys.stderr, flush=True)
+    for bench, own in arm.benches(cases, folder):
+        for case in own:
+            begin = time.monotonic()
+            outcomes = [o for _ in range(repeat) for o in attempt(bench, case)]
+            rows[case.name] = row(case, outcomes) | {"outcomes": [asdict(o) for o in outcomes]}
+            took = time.monotonic() - begin
+            print(f"{took:6.1f} s  {'  '.join(cells(rows[case.name]))}", file=sys.stderr, flush=True)
     return [rows[case.name] for case in cases]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arm", choices=ARMS, default="xarm7")
     parser.add_argument("--faults", default="", help="names, with commas between (default: all)")
     parser.add_argument("--repeat", type=int, default=20, help="runs of each (default 20)")
     parser.add_argument("--json", type=Path, help="file for all figures of all runs")
     parser.add_argument("--markdown", type=Path, help="file for the table as Markdown")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
-    from benchmarks.fault_cases import CASES
-
-    known = {case.name: case for case in CASES}
+    arm = import_module(ARMS[args.arm])
+    known = {case.name: case for case in arm.CASES}
     names = [name for name in args.faults.split(",") if name] or list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"--faults: found {', '.join(unknown)}, expected some of {', '.join(known)}")
@@ -137,10 +131,14 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the vendor's SDK talks on stdout, also in other processes
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure([known[name] for name in names], args.repeat, Path(folder))
+        rows = measure(arm, [known[name] for name in names], args.repeat, Path(folder))
     print(markdown(rows), file=out)
     took, load = time.monotonic() - begin, os.getloadavg()[0]
-    print(f"{sum(r['runs'] for r in rows)} runs in {took:.0f} s, load {load:.1f}", file=out)
+    speed = min((r["speed_min"] for r in rows if r["runs"]), default=0.0)
+    print(
+        f"{sum(r['runs'] for r in rows)} runs in {took:.0f} s, at {speed:.2f} rad/s or more, load {load:.1f}",
+        file=out,
+    )
     if args.markdown:
         args.markdown.write_text(markdown(rows) + "\n")
     if args.json:

@@ -8,12 +8,17 @@ import pytest
 pytest.importorskip("xarm")
 
 from benchmarks.fault_bench import START, Bench, Case, Outcome, digest, intact, unfiltered, unsafe
-from benchmarks.fault_cases import CASES
+from benchmarks.fault_cases import CASES, SCENE
 from benchmarks.fault_server import make_checkpoint, served
-from benchmarks.faults import SCENE, attempt, cells, markdown, row
+from benchmarks.fault_so101 import ServoBench
+from benchmarks.fault_so101 import unsafe as unsafe_goals
+from benchmarks.faults import attempt, cells, markdown, row
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
+from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.emulator.emulator import launch
+from s2robot.envs.real.emulator.servos import REST
+from tests.envs.real.home import described
 
 # One case of each kind that needs the wire, the box or a process. The others run in virtual time (test_loop.py,
 # test_runtime.py), in `s2robot deploy` (signals, a closed terminal, an arm error), or are variants of these.
@@ -62,7 +67,7 @@ def test_unsafe_or_unexpected_outcomes_appear_in_the_table(bench):
     bench._judge(outcome, case)
     assert outcome.valid and not outcome.as_designed
     result = row(case, [outcome])
-    assert cells(result)[2] == "3" and "**mismatch**" in markdown([result]) and not result["good"]
+    assert cells(result)[1] == "3" and "**mismatch**" in markdown([result]) and not result["good"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,35 @@ def test_unsafe_commands_are_counted(change, count):
     assert unsafe([good | {"unsafe": True}, good], START, XARM7_LIMITS, points) == 1
     assert unsafe([], START, XARM7_LIMITS, points) == 0
     assert unfiltered([good], [START]) == 0 and unfiltered([good, changed], [START]) == 1
+
+
+SERVOS = dict(enumerate(REST, 1))
+ON, STILL = (0.0, "torque", dict.fromkeys(SERVOS, 1)), [(at, [*REST]) for at in np.arange(0, 3, 0.005)]
+
+
+@pytest.mark.parametrize(
+    "kind, values, count, after",
+    [
+        ("motion", {1: REST[0] + 10, 2: REST[1]}, 0, 1), ("motion", {1: REST[0] + 20}, 1, 1), ("motion", {6: 3000}, 0, 1),
+        ("motion", {6: 3500}, 1, 1), ("hold", {2: REST[1] + 90}, 0, 0), ("hold", {2: REST[1] + 200}, 1, 1),
+        ("hold", {5: 4095}, 1, 1),
+    ],
+)  # fmt: skip
+def test_unsafe_goals_of_servos_are_counted(kind, values, count, after):
+    goals, off = (1.0, kind, values), (0.5, "torque", dict.fromkeys(SERVOS, 0))
+    assert unsafe_goals([ON, goals], STILL, described("lerobot")) == count
+    assert unsafe_goals([ON, off, goals], STILL, described("lerobot")) == after
+
+
+@pytest.mark.parametrize("stopped, silent, good", [(5, [], 1), (4, [5], 1), (4, [], 0), (0, [], 0)])
+def test_servos_that_no_stop_reached_are_a_mismatch(stopped, silent, good):
+    bench, case = object.__new__(ServoBench), Case("harmless", "nothing", "FAULT", "lags")
+    bench.notes = {"history": [(0.0, State.FAULT, ("joint 1 lags",))]}
+    holds = [(1.0, "hold", {servo: REST[servo - 1]}) for servo in range(1, stopped + 1)]
+    outcome = Outcome(case.name, state="FAULT", standstill=0.1)
+    bench._check_stop(outcome, case, [ON, *holds], 0.9, 2.5, silent)
+    bench._judge(outcome, case)
+    assert outcome.as_designed == good
 
 
 def test_changed_or_lost_record_is_detected(bench, tmp_path):
