@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import termios
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -173,7 +174,7 @@ class Bus:
     """LeRobot's bus of servos with ranges of -180 to 180 degrees. `late`: so many answers to other reads arrive first."""
 
     model_resolution_table, model_ctrl_table = {"sts": 4096}, {"sts": {"Status": (65, 1)}}
-    is_connected, silent, late, other = False, "", 0, 64001
+    is_connected, silent, late, other, unplugged = False, "", 0, 64001, False
 
     def __init__(self, mode):
         motor = SimpleNamespace(model="sts", norm_mode=SimpleNamespace(value=mode))
@@ -191,6 +192,8 @@ class Bus:
     def enable_torque(self, num_retry): ...
 
     def sync_read(self, register, motors=None, *, normalize):
+        if self.unplugged:
+            raise termios.error(5, "Input/output error")
         if self.silent and motors in (None, self.silent):
             raise ConnectionError("There is no status packet!")
         value = {"Present_Position": 2000, "Torque_Enable": 1, "Status": self.status}[register]
@@ -244,7 +247,10 @@ def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos)
         bus.late = 1  # no servo's status, whatever it says
         arm.read()
     assert arm.status().error == 0
-    bus.goals, bus.late = {}, 1
+    bus.unplugged = True
+    for _ in range(4):  # only the checks notice: the next observation will fail
+        arm.read()
+    bus.goals, bus.late, bus.unplugged = {}, 1, False
     arm.arm()  # reads the positions again
     assert not arm.stopped and bus.goals == dict.fromkeys(JOINTS, 2000) | bus.goals
 
