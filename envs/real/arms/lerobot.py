@@ -170,7 +170,7 @@ class LeRobotArm(arms.ArmDriver):
                     expect(np.abs(values).max() < TURN, "places", "all within a turn", values)
                     self._seen += 1
                 if self._bus is not None and self._seen % CHECK_EVERY == 0:
-                    with suppress(Exception):  # if the bus is dead or unplugged, the next observation fails too
+                    with suppress(Exception):  # on a dead bus, the next observation fails too
                         self._check_servos()
             except EnvError:
                 self._misses += 1
