@@ -51,7 +51,9 @@ class DemosSettings(Settings, at="demos"):
 
     @property
     def members(self) -> "tuple[DemosSettings, ...]":
-        return self.mix or (self,)
+        """The datasets of a mix, whose `clip` applies to all of them, or this one."""
+        members = self.mix or (self,)
+        return tuple(one.replace(clip=True) for one in members) if self.mix and self.clip else members
 
     def folder(self, world: Any = None) -> Path:
         """Return the store's path. Other formats are converted once, into the cache (DatasetError). UserError for several
@@ -70,13 +72,12 @@ class DemosSettings(Settings, at="demos"):
 
     def open(self, world: Any = None) -> EpisodeStore:
         """Return the store, or a `Mix` if `mix` is set, bound to ``world`` if it names none (UserError if it does not fit)."""
-        stores = [one.open_one(world, one.clip or self.clip) for one in self.members]
+        stores = [one.open_one(world) for one in self.members]
         return Mix(stores, [member.weight for member in self.members]) if self.mix else stores[0]
 
-    def open_one(self, world: Any = None, clip: bool | None = None) -> EpisodeStore:
+    def open_one(self, world: Any = None) -> EpisodeStore:
         """Open as :meth:`open` does; UserError for several datasets."""
-        clip = self.clip if clip is None else clip
-        return bound(EpisodeStore.open(self.folder(world)), world, clip, self.path)
+        return bound(EpisodeStore.open(self.folder(world)), world, self.clip, self.path)
 
     def select(
         self, store: EpisodeStore, fraction: float, seed: int, ancestors: Lineage | None = None

@@ -190,7 +190,8 @@ def test_actions_beyond_the_limits_of_the_world_are_rejected_or_clipped(store, b
     zarr.open_array(str(store.path / "data/action"), mode="r+")[7, 1] = 1.5
     with pytest.raises(UserError, match="action 2: expected 0 to 1 .*got 3.3 % .*, the farthest 1.5"):
         demos.open(WORLD)
-    assert demos.replace(clip=True).open(WORLD)["action"][7, 1] == 1
+    for clipped in (demos.replace(clip=True), DemosSettings(mix=(demos,), clip=True)):
+        assert clipped.open(WORLD)["action"][7, 1] == 1 and clipped.imported_space(WORLD)["rate_hz"] == 20
     assert demos.open(WORLD.replace(bounded=False))["action"][7, 1] == 1.5
     env = make(WORLD.replace(bounded=False))
     start = env.reset(seed=0)[0]["proprio"][:2]
