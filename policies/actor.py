@@ -58,7 +58,7 @@ class BatchActor:
         self._task = zeros(len(spec.tasks))  # one-hot task of each episode
         self.disagreement = zeros()  # of the latest plans, rad
         self._disagreement_sums = zeros(2)  # per episode: sum over its plans, and their count
-        self._generators = [torch.Generator() for _ in range(n)]
+        self.generators = [torch.Generator() for _ in range(n)]  # of the noise of each episode
 
     def reset(
         self, indices: Iterable[int], seeds: Iterable[int] | None = None, task: str | None = None
@@ -67,7 +67,7 @@ class BatchActor:
         policy's only task. UserError: an unknown task, or none although the policy has several."""
         rows = list(indices)
         for row, seed in zip(rows, [0] * len(rows) if seeds is None else seeds, strict=True):
-            self._generators[row].manual_seed(seed)
+            self.generators[row].manual_seed(seed)
         for memory in self.memory:
             memory[rows] = 0
         self._context[-1][rows] = True
@@ -87,16 +87,6 @@ class BatchActor:
         """Mean over the plans of an episode so far, rad; None with one member, or before the first plan."""
         total, plans = self._disagreement_sums[index].tolist()
         return total / plans if plans and self.policy.spec.members > 1 else None
-
-    @property
-    def noise(self) -> list[Tensor]:
-        """The states of the episodes' generators; assign them to restore the generators."""
-        return [generator.get_state() for generator in self._generators]
-
-    @noise.setter
-    def noise(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
 
     @torch.no_grad()
     def observe(self, indices: Iterable[int], features: Any, proprio: Any) -> None:
@@ -122,7 +112,7 @@ class BatchActor:
         actions (n_i, n, A) of the previous plans, of which the first `fixed` are repeated, return all K."""
         rows = list(indices)
         self.observe(rows, features, proprio)
-        generators = [self._generators[row] for row in rows]
+        generators = [self.generators[row] for row in rows]
         pooled, *others = (memory[rows] for memory in self._context)
         is_full = pending is not None
         if is_full:
@@ -145,7 +135,7 @@ class BatchActor:
         rows = range(self.n)
         self.reset(rows, rows, next(iter(self.policy.spec.tasks), None))
         self.observe(rows, features, proprio)
-        plans = self.policy.plan_members(*self._context, generators=self._generators)
+        plans = self.policy.plan_members(*self._context, self.generators)
         return self.policy.combine(plans).float().cpu().numpy()
 
     def _ensemble(self, rows: list[int], plan: Tensor, rate: float) -> Tensor:
@@ -246,14 +236,15 @@ class Actor:
         others, self.remaining = self.remaining, []
         return np.stack([first, *others])  # (k, A)
 
-    def remember(self) -> tuple[list[Tensor], list[np.ndarray], list[Tensor], bool]:
+    def remember(self) -> tuple[list[Tensor], list[np.ndarray], Tensor, bool]:
         """Return the state of the episode, for `restore`."""
         tensors = [tensor.clone() for tensor in self.batch.memory]
-        return tensors, list(self.remaining), self.batch.noise, self._has_task
+        return tensors, list(self.remaining), self.batch.generators[0].get_state(), self._has_task
 
-    def restore(self, memory: tuple[list[Tensor], list[np.ndarray], list[Tensor], bool]) -> None:
+    def restore(self, memory: tuple[list[Tensor], list[np.ndarray], Tensor, bool]) -> None:
         """Restore a state from `remember`, which can be reused."""
-        tensors, queue, self.batch.noise, self._has_task = memory
+        tensors, queue, noise, self._has_task = memory
+        self.batch.generators[0].set_state(noise)
         for tensor, old in zip(self.batch.memory, tensors, strict=True):
             tensor.copy_(old)
         self.remaining = list(queue)

@@ -12,14 +12,12 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from safetensors.torch import load as tensors_from_bytes
@@ -28,6 +26,7 @@ from safetensors.torch import save as tensors_to_bytes
 from s2robot.core.errors import UserError, check_same, reported
 from s2robot.core.files import parse_json, write_text
 from s2robot.core.parts import parts_of, same_parts, words
+from s2robot.core.provenance import versions
 from s2robot.core.settings import Stored, read
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
@@ -108,9 +107,7 @@ def save_checkpoint(
     _check(contract, policy.spec, "contract")
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: expected a new folder or a checkpoint, got one without {RECORD}")
-    contract.setdefault(
-        "versions", {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    )
+    contract.setdefault("versions", versions())
     files = {TENSORS: _bytes_of(policy.state_dict())} | ({ENCODER: _bytes_of(tuned)} if tuned else {})
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     record = {"schema": 2, "spec": policy.spec.to_dict(), "contract": contract}

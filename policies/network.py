@@ -30,7 +30,8 @@ class Network(nn.Module):
 
     def __init__(self, spec: PolicySpec):
         super().__init__()
-        sizes = spec.context, spec.state_width, spec.action.width
+        state = spec.proprio.width + (spec.task_dim or len(spec.tasks))  # numbers per step, with the task
+        sizes = spec.context, state, spec.action.width
         self.body: MlpBody | RnnBody | TransformerBody
         if isinstance(spec.network, MlpSettings):
             self.body = MlpBody(spec.network, len(spec.cameras), *sizes)
@@ -38,10 +39,10 @@ class Network(nn.Module):
             self.body = RnnBody(spec.network, len(spec.cameras), *sizes)
         else:
             self.body = TransformerBody(spec.network, *sizes)
-        images = len(spec.cameras), spec.dim, spec.maps, self.body.embed_dim
+        images = len(spec.cameras), spec.dim, spec.grids or spec.tokens, self.body.embed_dim
         self.pooling = CameraPooling(spec.pooling, *images)
         losses = (spec.joint_loss, spec.huber_delta, spec.gripper_loss, spec.gripper_weight)
-        self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.slots, *losses))
+        self.head = build_head(spec.head, HeadSizes(self.body.width, spec.chunk, spec.action.inside, *losses))
         self.pooling.blind, self.pooling.placed = spec.zero_features, spec.placed
 
     def forward(self, method: str, *arguments: Any) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,19 +25,7 @@ from s2robot.core.parts import Part, default_parts, read_parts, size_of, slices,
 from s2robot.policies import rotations
 
 Change = Callable[[Tensor], Tensor]
-
-
-class Slot(NamedTuple):
-    """The position of a part in inner values, for a head."""
-
-    label: str
-    start: int
-    width: int
-    binary: bool
-
-    @property
-    def at(self) -> slice:
-        return slice(self.start, self.start + self.width)
+Layout = Sequence[tuple[Part, slice]]  # each part and where its numbers are
 
 
 @dataclass(frozen=True)
@@ -72,20 +60,15 @@ class Parts:
         return sum(part.width for part in self.parts)
 
     @cached_property
-    def outside(self) -> tuple[tuple[Part, slice], ...]:
+    def outside(self) -> Layout:
         """Each part and its slice of outer values."""
         return tuple(zip(self.parts, slices(self.parts), strict=True))
 
     @cached_property
-    def inside(self) -> tuple[tuple[Part, slice], ...]:
+    def inside(self) -> Layout:
         """Each part and its slice of inner values."""
         ends = accumulate(part.width for part in self.parts)
         return tuple((p, slice(end - p.width, end)) for p, end in zip(self.parts, ends, strict=True))
-
-    @cached_property
-    def slots(self) -> tuple[Slot, ...]:
-        """The inner slices in the form that heads use."""
-        return tuple(Slot(p.label, at.start, p.width, p.kind == "binary") for p, at in self.inside)
 
     @cached_property
     def _plain(self) -> bool:
@@ -100,9 +83,7 @@ class Parts:
         """Invert `inner`; intermediate binary values stay intermediate."""
         return self._each(values, self.inside, _outer)
 
-    def _each(
-        self, values: Tensor, layout: Sequence[tuple[Part, slice]], change: Callable[[Part, Tensor], Tensor]
-    ) -> Tensor:
+    def _each(self, values: Tensor, layout: Layout, change: Callable[[Part, Tensor], Tensor]) -> Tensor:
         if self._plain:
             return values
         return torch.cat([change(part, values[..., at]) for part, at in layout], -1)

@@ -4,7 +4,8 @@
     policy = ChunkPolicy(spec)
     policy.fit_normaliser(proprio, actions, chunks, None, channel_moments(features))
     loss, scalars = policy(batch)                        # training
-    policy.plan(features, proprio, past_actions, pad)    # (B, K, 8) joint deltas in rad + gripper
+    plans = policy.plan_members(policy.pool(features), proprio, past_actions, pad, generators)    # (M, B, K, A)
+    policy.clip(policy.combine(plans))                   # (B, K, 8) joint deltas in rad + gripper
 
 Shapes: features (B, T, C, N, D), proprio (B, T, P), or with tasks (B, T, P + tasks), past_actions (B, T, A) with the
 last step unknown, pad (B, T) True before the episode, actions (B, K, A), action_pad (B, K) True beyond its end. A batch
@@ -94,7 +95,7 @@ class ChunkPolicy(nn.Module):
         ends = self.normaliser.range_of(chunks, chunk_pad, self._starts_of(proprio, before))
         for end, name, wider in ((ends[0], "head.low", torch.minimum), (ends[1], "head.high", torch.maximum)):
             bound = bounds[name]
-            limit = signed(end.to(bound), self.spec.action.slots)
+            limit = signed(end.to(bound), self.spec.action.inside)
             bound.copy_(torch.where(bound.isfinite(), wider(bound, limit), limit))
 
     def _starts_of(self, proprio: np.ndarray, before: Before | None) -> np.ndarray | None:
@@ -104,9 +105,6 @@ class ChunkPolicy(nn.Module):
         assert before is not None, "from_last needs the action before each chunk"
         last, first, state = (torch.as_tensor(np.ascontiguousarray(x)) for x in (*before, proprio))
         return self._start(last.float(), first, state.float()).double().numpy()
-
-    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(batch)  # entry point for wrappers such as DDP
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and scalars to log (0-dim tensors without gradient): loss, errors by part, and the head's own.
@@ -143,26 +141,12 @@ class ChunkPolicy(nn.Module):
             sums = {name: (error * weight).sum() for name, error in errors}
         return loss, scalars | {"loss": loss.detach()} | sums
 
-    @torch.no_grad()
-    def plan(
-        self,
-        features: Tensor,
-        proprio: Tensor,
-        past_actions: Tensor | None = None,
-        pad: Tensor | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Return actions (B, K, A) in real units, by default joint deltas in rad and the gripper 0 or 1, see `clip`.
-
-        generators: one per row, for a head that samples; by default seeded with 0.
-        """
-        plans = self.plan_members(self.pool(features), proprio, past_actions, pad, generators)
-        return self.clip(self.combine(plans))
+    forward = loss  # the entry point of wrappers such as DDP
 
     def pool(self, features: Tensor, means: Tensor | None = None) -> Tensor:
         """Pool features (B, T, C, N, D) -> (B, T, C, E), the form in which a context stores earlier steps.
 
-        means (B, T, C, D): means of the tokens, for features in the `token_dtype` of the pooling.
+        means (B, T, C, D): means of the tokens, for features in the dtype that `CameraPooling.multiply_in` returns.
         """
         spec = self.spec
         expected = (len(spec.cameras), spec.tokens, spec.dim)
@@ -182,8 +166,10 @@ class ChunkPolicy(nn.Module):
         pending: Tensor | None = None,
         fixed: int = 0,
     ) -> Tensor:
-        """Return the plan of every member (M, B, K, A) from pooled features (B, T, C, E); binary parts are soft.
+        """Return the plan of every member (M, B, K, A) from pooled features (B, T, C, E), in real units; binary parts are
+        soft.
 
+        generators: one per row, for a head that samples; by default seeded with 0.
         pending: actions (B, n, A) of the previous plan, from this step on, for a head that `continues`. The plan repeats
             the first `fixed`, and blends out of the others over the next `FADE` steps.
         """

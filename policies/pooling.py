@@ -188,18 +188,13 @@ class CameraPooling(nn.Module):
         self.placed = False  # whether tokens hold their own places, see `PLACED`
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
-        """Set the dtype of the product with the tokens in training (inference: float32); return `token_dtype`."""
+        """Set the dtype of the product with the tokens in training (inference: float32). Return the dtype in which training
+        can pass all tokens, with their means; None: their own."""
         for norm in self.norms:
             norm.product = dtype  # type: ignore[assignment]
-        return self.token_dtype
-
-    @property
-    def token_dtype(self) -> torch.dtype | None:
-        """The dtype in which training can pass all tokens, with their means; None: their own."""
         plain = self.settings.kind != "mean" and not self.blind and len(set(self.counts)) == 1
         plain &= not self.placed  # bfloat16 would move the tokens
-        product = self.norms[0].product
-        return product if plain and product == torch.bfloat16 else None  # type: ignore[return-value]
+        return dtype if plain and dtype == torch.bfloat16 else None
 
     @property
     def blind(self) -> bool:
@@ -226,7 +221,7 @@ class CameraPooling(nn.Module):
             norm.inverse_std.copy_(1 / s)  # type: ignore[union-attr, operator]
 
     def forward(self, features: Tensor, means: Tensor | None = None) -> Tensor:
-        """means (M, C, D): means of the tokens if `token_dtype` is set."""
+        """means (M, C, D): means of the tokens, for tokens in the dtype that `multiply_in` returns."""
         pooled = []
         for i, norm in enumerate(self.norms):
             tokens, known = features[:, i, : self.counts[i]], dict[str, Tensor]()

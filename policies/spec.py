@@ -118,11 +118,6 @@ class PolicySpec(PolicySettings):
             one_of("task", task, self.tasks, hint)
         return task
 
-    @property
-    def state_width(self) -> int:
-        """Numbers per step that the network receives in addition to images: the state and the task."""
-        return self.proprio.width + (self.task_dim or len(self.tasks))
-
     @cached_property
     def action(self) -> Parts:
         return Parts.read(self.action_parts, self.action_dim, "policy.action_parts")
@@ -161,11 +156,6 @@ class PolicySpec(PolicySettings):
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `from_dict` returns an equal spec."""
         return self.model_dump(mode="json")
-
-    @property
-    def maps(self) -> int | list[tuple[int, int]]:
-        """Rows and columns of each camera's token map, or `tokens` if all are squares."""
-        return [(rows, columns) for rows, columns in self.grids] or self.tokens
 
     @property
     def shapes(self) -> list[tuple[int, int]]:

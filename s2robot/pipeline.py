@@ -45,7 +45,7 @@ from s2robot.features import FeaturesSettings, encode_demos, frame_sizes
 from s2robot.golden import write_trace
 from s2robot.loading import device_of, image_size_of, load_networks
 from s2robot.overrides import key_of
-from s2robot.policies import PolicyError, PolicySpec, load_checkpoint
+from s2robot.policies import PolicySpec, load_checkpoint
 from s2robot.policies.checkpoint import write_card
 from s2robot.policies.spec import PolicySettings
 from s2robot.policies.task_vectors import read_vectors
@@ -292,7 +292,7 @@ def check_world(task: Task, store: EpisodeStore, encoder: S2Encoder, evaluation:
         config, *_ = world_for(task.world, contract, image_size_of(contract, encoder))
         extra = read_vectors(evaluation.task_vectors) if evaluation.task_vectors else ()
         check_tasks(evaluation, config, [*task.tasks(store), *extra])
-    except (PolicyError, UserError) as error:
+    except UserError as error:
         raise type(error)(f"{store.path}: {error}; `s2robot train` trains without evaluating") from None
 
 

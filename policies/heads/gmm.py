@@ -30,7 +30,9 @@ class GmmHead(Head):
         super().__init__()
         self.settings = settings
         self.shape, self.slots = (settings.components, sizes.chunk, sizes.action_dim), sizes.slots
-        self.moving = sum(s.width for s in sizes.slots if not s.binary)  # G, count of numbers with a Gaussian
+        self.moving = sum(
+            part.width for part, _ in sizes.slots if part.kind != "binary"
+        )  # G, count of numbers with a Gaussian
         self.noise_shape = (1 + sizes.chunk * self.moving,)  # for the component, then around its mean
         self.weights = nn.Linear(sizes.context, settings.components)
         self.means = nn.Linear(sizes.context, settings.components * sizes.chunk * sizes.action_dim)
@@ -57,9 +59,11 @@ class GmmHead(Head):
         if not self.settings.spread:
             return actions
         around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
-        offsets = (around * _pick(std, chosen)).split([s.width for s in self.slots if not s.binary], -1)
-        each = iter(offsets)  # (B, K, width)
-        return torch.cat([actions[..., s.at] + (0 if s.binary else next(each)) for s in self.slots], -1)
+        moving = [(part.width, at) for part, at in self.slots if part.kind != "binary"]
+        offsets = (around * _pick(std, chosen)).split([width for width, _ in moving], -1)  # (B, K, width)
+        for (_, at), offset in zip(moving, offsets, strict=True):
+            actions[..., at] += offset
+        return actions
 
     def _mixture(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log shares (B, M), means (B, M, K, A) with logits for binary numbers, and deviations (B, M, K, G)."""
@@ -75,7 +79,7 @@ class GmmHead(Head):
 
     def _of(self, x: Tensor, binary: bool) -> Tensor:
         """Return the binary numbers of x (..., A), or the others."""
-        pieces = [x[..., s.at] for s in self.slots if s.binary is binary]
+        pieces = [x[..., at] for part, at in self.slots if (part.kind == "binary") is binary]
         return torch.cat(pieces, -1) if pieces else x[..., :0]
 
 

@@ -1,24 +1,24 @@
 """The interface of heads, which map the body's context vector to a chunk of K actions.
 
-    head = build_head(read_head({"kind": "flow"}), HeadSizes(context=512, chunk=8, slots=spec.action.slots))
+    head = build_head(read_head({"kind": "flow"}), HeadSizes(context=512, chunk=8, slots=spec.action.inside))
     result = head.loss(context, target, weight)       # result.loss is a scalar with gradient
     head.sample(context, noise)                       # (B, K, A)
 
 Target and sample are in the normalised units of the policy's scaler; binary numbers (a gripper) are 0 to 1. A is the
-inner width of the action, in which a rotation has six numbers; `slots` locate the parts.
+inner width of the action, in which a rotation has six numbers; `slots` are its parts and where they are.
 At inference, a head does not sample noise itself: the noise argument comes from a generator of the episode, so that
 an interrupted evaluation resumes bit for bit. In training, the head samples from torch's generator, which is seeded
 at every step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from s2robot.policies.parts import Slot
+from s2robot.policies.parts import Layout
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class HeadSizes:
 
     context: int  # width of the context vector
     chunk: int  # K
-    slots: tuple[Slot, ...]  # the parts of an action
+    slots: Layout  # the parts of an action, see `Parts.inside`
     joint_loss: str = "huber"  # huber | mse, for non-binary numbers
     huber_delta: float = 1.0
     gripper_loss: str = "bce"  # bce | huber, for binary numbers
@@ -36,7 +36,7 @@ class HeadSizes:
     @property
     def action_dim(self) -> int:
         """A."""
-        return self.slots[-1].at.stop
+        return self.slots[-1][1].stop
 
 
 # Actions (B, K, A), and a mask (K,) of 1 at steps in which a sample must repeat them.
@@ -67,23 +67,24 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
-def signed(actions: Tensor, slots: Sequence[Slot]) -> Tensor:
+def signed(actions: Tensor, slots: Layout) -> Tensor:
     """Map binary numbers to -1 or 1, the scale of the others, for heads that treat all numbers equally."""
     return on_binary(actions, slots, lambda x: x * 2 - 1)
 
 
-def unsigned(actions: Tensor, slots: Sequence[Slot]) -> Tensor:
+def unsigned(actions: Tensor, slots: Layout) -> Tensor:
     """Invert `signed`: binary numbers 0..1."""
     return on_binary(actions, slots, lambda x: (x * 0.5 + 0.5).clamp(0, 1))
 
 
-def on_binary(actions: Tensor, slots: Sequence[Slot], change: Callable[[Tensor], Tensor]) -> Tensor:
+def on_binary(actions: Tensor, slots: Layout, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply `change` to the binary parts of actions (..., A)."""
-    return torch.cat([change(actions[..., s.at]) if s.binary else actions[..., s.at] for s in slots], -1)
+    pieces = ((part, actions[..., at]) for part, at in slots)
+    return torch.cat([change(x) if part.kind == "binary" else x for part, x in pieces], -1)
 
 
-def by_part(errors: Tensor, weight: Tensor, slots: Sequence[Slot]) -> tuple[Tensor, dict[str, Tensor]]:
+def by_part(errors: Tensor, weight: Tensor, slots: Layout) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the mean of errors (B, K, A) over all dimensions, weighted by (B, K), and that of each part."""
     errors_by_number = (errors * weight[..., None]).sum((0, 1))  # (A,)
     values = errors_by_number.detach()
-    return errors_by_number.mean(), {f"{s.label}_loss": values[s.at].mean() for s in slots}
+    return errors_by_number.mean(), {f"{part.label}_loss": values[at].mean() for part, at in slots}

@@ -1,6 +1,6 @@
 """Regression: one linear layer predicts the chunk. Fast, and exact if there is only one right way."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.policies.heads.head import Head, HeadLoss, HeadSizes, on_binary
-from s2robot.policies.parts import Slot
 
 
 class RegressionSettings(Settings, at="policy.head", file="policy/head/regression"):
@@ -28,23 +27,25 @@ class RegressionHead(Head):
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:
         sizes, out = self.sizes, self._raw(context)
-        losses = {s: self._part(s.binary, out[..., s.at], target[..., s.at], weight) for s in sizes.slots}
-        parts = {f"{s.label}_loss": loss.detach() for s, loss in losses.items()}
+        losses = [
+            (part, self._part(part.kind, out[..., at], target[..., at], weight)) for part, at in sizes.slots
+        ]
+        parts = {f"{part.label}_loss": loss.detach() for part, loss in losses}
         total: Any = 0
         for binary, share in ((False, 1.0), (True, sizes.gripper_weight)):
-            if group := {slot: loss for slot, loss in losses.items() if slot.binary is binary}:
+            if group := [(part.width, loss) for part, loss in losses if (part.kind == "binary") is binary]:
                 total = total + share * _mean(group)
         return HeadLoss(total, self._actions(out.detach()), parts)
 
     def sample(self, context: Tensor, noise: Any = None, pending: Any = None) -> Tensor:
         return self._actions(self._raw(context))
 
-    def _part(self, binary: bool, output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    def _part(self, kind: str, output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Return the loss of a part's numbers (B, K, size), weighted by (B, K)."""
-        sizes, kind = self.sizes, self.sizes.gripper_loss if binary else self.sizes.joint_loss
-        if kind == "mse":
+        sizes, name = self.sizes, self.sizes.gripper_loss if kind == "binary" else self.sizes.joint_loss
+        if name == "mse":
             each = F.mse_loss(output, target, reduction="none")
-        elif kind == "huber":
+        elif name == "huber":
             each = F.huber_loss(output, target, reduction="none", delta=sizes.huber_delta)
         else:
             each = F.binary_cross_entropy_with_logits(output, target, reduction="none")
@@ -60,9 +61,7 @@ class RegressionHead(Head):
         return on_binary(out, self.sizes.slots, soft)
 
 
-def _mean(losses: Mapping[Slot, Tensor]) -> Tensor:
+def _mean(losses: Sequence[tuple[int, Tensor]]) -> Tensor:
     """Average the losses of parts, weighted by their sizes."""
-    if len(losses) == 1:
-        return next(iter(losses.values()))
-    total = sum(slot.width for slot in losses)
-    return torch.stack([loss * (slot.width / total) for slot, loss in losses.items()]).sum()
+    total = sum(size for size, _ in losses)
+    return torch.stack([loss * (size / total) for size, loss in losses]).sum()

@@ -87,7 +87,7 @@ def record_corrections(
         The dataset, and counts of positions: `alone` (the policy succeeded), `corrected`, `failed` (both failed), and
         takeovers for each of REASONS. Of earlier runs, a resumed recording counts only the `corrected` positions.
 
-    PolicyError, UserError or DatasetError if the policy has another robot, action frame, rate or cameras; if the demos have
+    UserError or DatasetError if the policy has another robot, action frame, rate or cameras; if the demos have
     no expert chunks, a task without an expert, or a layout that corrections do not fit; if `out` does not start with the
     demos; or if it holds some of these positions with another policy or other settings.
     """

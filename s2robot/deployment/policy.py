@@ -38,7 +38,7 @@ class Policy:
 def make_policy(source: HostSettings, bench: Bench, stack: ExitStack) -> Policy:
     """Return the policy of a checkpoint or a server; `stack` closes it.
 
-    Raises UserError, PolicyError or RemoteError as `load_policy` and `RemotePolicy` do, or if its parts differ from the arm's.
+    Raises UserError or RemoteError as `load_policy` and `RemotePolicy` do, or if its parts differ from the arm's.
     """
     bridge = bench.bridge
     local_only = {"plan_s": bridge.plan_s, "rehearse.inference_delay": bridge.rehearse["inference_delay"]}

@@ -70,7 +70,7 @@ class ArmRecording:
     def run(self) -> EpisodeStore:
         """Record all episodes, or let the policy try all positions.
 
-        Raises UserError, EnvError, PolicyError or DatasetError: a wrong setting, no arm or camera, another dataset, an
+        Raises UserError, EnvError or DatasetError: a wrong setting, no arm or camera, another dataset, an
         incompatible policy, or a fault of the arm, which is then stopped; earlier episodes are on disk.
         """
         world = self.world

@@ -92,7 +92,7 @@ def evaluate_checkpoint(
         repeats: `episodes.settings.json` of a run that had the same policy and task vectors.
 
     Raises:
-        PolicyError, UserError: the checkpoint is damaged or does not fit the world; the policy or an ancestor was trained
+        UserError: the checkpoint is damaged or does not fit the world; the policy or an ancestor was trained
             or selected on some of the positions; `out` holds episodes with other settings.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
@@ -216,7 +216,7 @@ def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str],
 
 
 def world_seen_by(world: Any, contract: Mapping[str, Any], image_size: Any, *same: str) -> Any:
-    """Return the world with the policy's cameras only. PolicyError if one is missing, or a key in ``same`` differs."""
+    """Return the world with the policy's cameras only. UserError if one is missing, or a key in ``same`` differs."""
     world = world.seen_as(contract["cameras"], (contract.get("env_config") or {}).get("names", {}))
     check_contract(contract, cameras=list(world.cameras), **{key: getattr(world, key) for key in same})
     return world.replace(cameras=tuple(contract["cameras"]), image_size=image_size)

@@ -51,7 +51,7 @@ class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
 def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
     """Evaluate a checkpoint on the episodes of a dataset that it was not trained on, and write the results into `out`.
 
-    UserError or PolicyError if there is no such episode, if the data have other parts, cameras or rate, and as `load_networks`.
+    UserError if there is no such episode, if the data have other parts, cameras or rate, and as `load_networks`.
     """
     settings = read(RecordedSettings, cfg.evaluate, "evaluate")
     demos = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")

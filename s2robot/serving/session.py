@@ -19,7 +19,7 @@ from pydantic import Field
 
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Stored, read
-from s2robot.policies import Actor, PolicyError
+from s2robot.policies import Actor
 from s2robot.serving.wire import WireError, pack, unpack
 
 STATES = ("proprio", "state", "observation/state", "observation.state", "observation/proprio")
@@ -70,7 +70,7 @@ class Session:
                 self.actor.restore(self._memories[used])
             before = self.actor.remember()
             actions = self.actor.plan(observation_of(message, self.actor.cameras, self._keys))
-        except (WireError, PolicyError) as error:
+        except (WireError, UserError) as error:
             text = str(error)
         except Exception as error:
             traceback.print_exc()

@@ -26,7 +26,7 @@ class Batches:
 
     Args:
         every: windows have targets at every step of their context, which a causal body trains in one pass.
-        product: number format in which a step returns tokens, with their means (the pooling's `token_dtype`); on the
+        product: number format in which a step returns tokens, with their means (see `CameraPooling.multiply_in`); on the
             CPU only, because other devices convert them faster themselves.
         tasks: names of the policy's tasks, appended to the state as a one-hot vector.
     """

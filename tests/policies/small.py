@@ -1,5 +1,7 @@
 """Settings of small policies: one network, delta targets, no randomness in training."""
 
+import torch
+
 from s2robot.policies import PolicySpec
 
 PLAIN = {"members": 1, "execute": 2, "action_target": "delta", "chunk": 8, "context": 1}
@@ -18,6 +20,8 @@ def small_spec(**keys) -> PolicySpec:
     return PolicySpec.from_dict(PLAIN | keys | {"network": network})
 
 
+@torch.no_grad()
 def plan_of(policy, batch):
     """Return a policy's plan for a batch, with the past actions and padding if the batch has them."""
-    return policy.plan(batch["features"], batch["proprio"], batch.get("past_actions"), batch.get("pad"))
+    seen = policy.pool(batch["features"]), batch["proprio"], batch.get("past_actions"), batch.get("pad")
+    return policy.clip(policy.combine(policy.plan_members(*seen)))

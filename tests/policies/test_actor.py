@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot.policies import Actor, BatchActor, PolicyError
+from s2robot.core.errors import UserError
+from s2robot.policies import Actor, BatchActor
+from tests.policies.small import plan_of
 
 
 def fake_encode(frames):
@@ -40,7 +42,7 @@ def test_planned_actions_are_executed_in_order(make_policy):
     actor = Actor(policy, fake_encode)
     maps, states, actions = run_episode(actor, 7)
     for start in (0, 3, 6):
-        plan = policy.plan(maps[start], states[start])[0].numpy()
+        plan = plan_of(policy, {"features": maps[start], "proprio": states[start]})[0].numpy()
         for step, action in enumerate(actions[start : start + 3]):
             np.testing.assert_allclose(action, plan[step], atol=1e-6)
             assert action.shape == (8,) and action.dtype == np.float32
@@ -104,7 +106,8 @@ def test_context_matches_training(make_policy):
             f[0, position], proprio[0, position] = maps[step][0, 0], states[step][0, 0]
             if step < last:
                 past[0, position] = torch.from_numpy(actions[step])
-        np.testing.assert_allclose(actions[last], policy.plan(f, proprio, past, pad)[0, 0].numpy(), atol=1e-5)
+        seen = {"features": f, "proprio": proprio, "past_actions": past, "pad": pad}
+        np.testing.assert_allclose(actions[last], plan_of(policy, seen)[0, 0].numpy(), atol=1e-5)
 
 
 def test_ensemble_weights(make_policy):
@@ -166,6 +169,6 @@ def test_invalid_observation_is_rejected_at_every_step(make_policy, key, value, 
     where[key] = value
     if value is None:
         del where[key]
-    with pytest.raises(PolicyError, match="^observation: "):
+    with pytest.raises(UserError, match="^observation: "):
         actor.act(bad)
     np.testing.assert_array_equal(actor.act(good[step]), other.act(good[step]))

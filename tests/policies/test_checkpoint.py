@@ -9,7 +9,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from s2robot.policies import PolicyError, check_contract, load_checkpoint, save_checkpoint
+from s2robot.core.errors import UserError
+from s2robot.policies import check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.checkpoint import write_card
 from tests.policies.small import plan_of
 
@@ -65,11 +66,11 @@ def test_rejected_save_writes_nothing(tmp_path, make_policy):
         "cameras": CONTRACT | {"cameras": ["left"]},
         "action_parts": CONTRACT | {"joint_names": ["a"]},
     }.items():
-        with pytest.raises(PolicyError, match=f"^contract: {key}: "):
+        with pytest.raises(UserError, match=f"^contract: {key}: "):
             save_checkpoint(tmp_path / "p", policy, contract)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("precious")
-    with pytest.raises(PolicyError, match="expected a new folder or a checkpoint"):
+    with pytest.raises(UserError, match="expected a new folder or a checkpoint"):
         save_checkpoint(tmp_path / "home", policy, CONTRACT)
     assert (tmp_path / "home/thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == ["home"]
 
@@ -84,7 +85,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path, make_policy):
         if changes:
             changed = {k: v for k, v in (about | changes).items() if v is not None}
             record.write_text(json.dumps(changed))
-        with pytest.raises(PolicyError, match=words) as caught:
+        with pytest.raises(UserError, match=words) as caught:
             load_checkpoint(fresh)
         assert "\n" not in str(caught.value)
         record.write_text(text)
@@ -94,7 +95,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path, make_policy):
         return hashlib.sha256(data).hexdigest()
 
     for path in (tmp_path / "none", record):
-        with pytest.raises(PolicyError, match="folder"):
+        with pytest.raises(UserError, match="folder"):
             load_checkpoint(path)
     tensors.unlink()
     assert_rejected("policy.safetensors is missing")
@@ -126,7 +127,7 @@ def test_check_contract():
     others = {"robot": "panda", "rate_hz": 20, "joint_names": ["a"], "cameras": ["hand"], "encoder": "fff"}
     patterns = {"cameras": "'left'", "joint_names": "joint_names", "encoder": "abc123.*fff"}
     for key, other in [*others.items(), ("encoder", {"name": "base", "fingerprint": "fff"})]:
-        with pytest.raises(PolicyError, match=patterns.get(key, str(other))):
+        with pytest.raises(UserError, match=patterns.get(key, str(other))):
             check_contract(CONTRACT, **{key: other})
 
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from s2robot.policies import ChunkPolicy
 from s2robot.policies.heads import HEADS
+from tests.policies.small import plan_of
 from tests.s2robot.training.small import DIM, TOKENS, make_spec
 
 
@@ -51,5 +52,5 @@ def test_training_step_and_plan_stay_on_the_device(head, kind, members):
         assert {value.device for value in scalars.values()} == {device}
         policy.eval()
         seen = inputs["features"][:3, None].expand(3, spec.context, -1, -1, -1)
-        plan = policy.plan(seen, inputs["proprio"], inputs["past_actions"], inputs["pad"])
+        plan = plan_of(policy, inputs | {"features": seen})
         assert plan.device == device and plan.shape == (3, spec.chunk, spec.action_dim)

@@ -25,7 +25,7 @@ SMALL = {
 
 
 def slots(size: int):
-    return Parts.read(None, size, "").slots
+    return Parts.read(None, size, "").inside
 
 
 def make_head(settings: dict, context: int, chunk: int, size: int, net=None):
@@ -83,7 +83,8 @@ def test_plans_do_not_depend_on_concurrent_episodes(make_policy, make_batch, kin
         actor.reset(range(3), seeds=(5, 6, 7))
     interleaved, first = plans([0, 1, 2, 2, 0, 1, 2], concurrent), plans([2], single)
     resumed = BatchActor(policy, 3)  # as in a new process with the restored noise
-    resumed.noise = single.noise
+    for generator, stored in zip(resumed.generators, single.generators, strict=True):
+        generator.set_state(stored.get_state())
     assert interleaved == first + plans([2, 2], resumed)
     assert (interleaved[0] == interleaved[1]) is (not policy.noise_shape)
 
@@ -140,7 +141,7 @@ def test_diffusion_can_plan_every_chunk_of_its_demos(normalise, settings):
     policy.fit_normaliser(states, chunks[:, 0], chunks, None, moments, before=before)
     start = policy._starts_of(states, before)
     targets = policy._to_target(torch.from_numpy(chunks), None if start is None else torch.from_numpy(start))
-    expected = signed(policy.normaliser.target(targets.float()), policy.spec.action.slots)
+    expected = signed(policy.normaliser.target(targets.float()), policy.spec.action.inside)
     bounds = {name.replace("/", "."): x for name, x in policy.network.named_buffers()}
     head, low, high = policy.network.head, bounds["head.low"], bounds["head.high"]
     if policy.spec.members > 1:
@@ -269,7 +270,7 @@ def single_member(policy, member):
 
 
 @pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
-@pytest.mark.parametrize("body", ["mlp", "transformer"])
+@pytest.mark.parametrize("body", ["mlp", "rnn", "transformer"])
 def test_ensemble_members_match_separate_networks(make_policy, make_batch, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)

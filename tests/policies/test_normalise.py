@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from s2robot.policies import Normaliser, PolicyError, channel_moments, mixed_moments
+from s2robot.core.errors import UserError
+from s2robot.policies import Normaliser, channel_moments, mixed_moments
 from s2robot.policies.parts import Parts
+from tests.policies.test_parts import GRIPPER, POSITION, TURN
 
 
 def normaliser(mode, size, chunk, action=None, **more):
@@ -97,11 +99,6 @@ def test_weighted_targets_are_relative_to_their_starts():
     assert_scales(n.target, [[2.5, 0], [3, 0]], [[0.75**0.5, 1], [1e-3, 1]])  # 1 once, 3 three times
 
 
-GRIPPER = {"name": "gripper", "size": 1, "kind": "binary"}
-POSITION = {"name": "position", "size": 3, "kind": "delta"}
-TURN = {"name": "turn", "size": 3, "kind": "rotation", "form": "axis_angle", "relative": True}
-
-
 def test_parts_can_have_different_normalisations():
     rng = np.random.default_rng(0)
     positions, turns = rng.normal(2, 3, (50, 3)), rng.normal(0, 0.2, (50, 3))
@@ -138,7 +135,7 @@ def test_channel_moments(count):
         expected = np.maximum([c.astype(double).std((0, 1)) for c in cameras], 1e-3)
         np.testing.assert_allclose(std, expected, rtol=1e-5)
     for bad in (x * np.inf, x[:0]):
-        with pytest.raises(PolicyError, match="^features: "):
+        with pytest.raises(UserError, match="^features: "):
             channel_moments(bad)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from s2robot.core.errors import UserError
 from s2robot.core.parts import check_values
-from s2robot.policies import BatchActor, ChunkPolicy, Parts, PolicyError, PolicySpec, rotations
+from s2robot.policies import BatchActor, ChunkPolicy, Parts, PolicySpec, rotations
 from s2robot.policies.checkpoint import check_contract
 from s2robot.policies.heads import HEADS
 from tests.policies.small import plan_of, small_spec
@@ -96,7 +97,7 @@ def test_plans_respect_limits_and_errors_are_reported_by_part():
     ],
 )
 def test_invalid_parts_are_one_error_line(specs, size, words):
-    with pytest.raises(PolicyError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         Parts.read(specs, size, "action_parts")
     assert "\n" not in str(error.value)
 
@@ -213,8 +214,8 @@ def test_world_with_different_parts_is_rejected():
     contract = {"action_parts": ARM, "joint_names": []}
     limited = {**POSITION, "name": "place", "names": ["x", "y", "z"], "low": [-1] * 3, "high": [1] * 3}
     check_contract(contract, action_parts=[limited, TURN, GRIPPER])  # names and limits may differ
-    with pytest.raises(PolicyError, match=r"position \(3 delta\), .*, got joints \(7 delta\)"):
+    with pytest.raises(UserError, match=r"position \(3 delta\), .*, got joints \(7 delta\)"):
         check_contract({**contract, "joint_names": ["j"] * 7}, action_parts=None)
-    with pytest.raises(PolicyError, match="got position"):
+    with pytest.raises(UserError, match="got position"):
         check_contract(contract, action_parts=[POSITION, TURN, {**GRIPPER, "low": [-1.0], "high": [1.0]}])
     check_contract({"joint_names": ["j"] * 7}, action_parts=USUAL, proprio_parts=None)

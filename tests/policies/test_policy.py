@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state
 
-from s2robot.policies import ChunkPolicy, PolicyError, PolicySpec
+from s2robot.core.errors import UserError
+from s2robot.policies import ChunkPolicy, PolicySpec
 from s2robot.policies.bodies.mlp import Dense
 from tests.policies.small import plan_of
 
@@ -27,8 +28,8 @@ def test_shapes(make_policy, make_batch, kind, context, network):
     assert set(scalars) == {"loss", "joint_loss", "gripper_loss", "joint_error", "gripper_accuracy"}
     actions = plan_of(policy, batch)
     assert actions.shape == (3, 4, 8) and set(actions[..., -1].unique().tolist()) <= {0.0, 1.0}
-    with pytest.raises(PolicyError, match=r"^features: .*\(B, T, \*\(2, 9, 5\)\), got .* 2, 9, 4\)$"):
-        policy.plan(batch["features"][..., :-1], batch["proprio"])
+    with pytest.raises(UserError, match=r"^features: .*\(B, T, \*\(2, 9, 5\)\), got .* 2, 9, 4\)$"):
+        plan_of(policy, batch | {"features": batch["features"][..., :-1]})
 
 
 HISTORY = {"action_history": True, "proprio_history": True}
@@ -115,7 +116,7 @@ def test_soft_gripper_training_noise_and_zero_features(make_policy, make_batch):
     assert not torch.equal(policy.loss(batch)[0], policy.loss(batch)[0])
     for zero in (True, False):
         policy = make_policy(zero_features=zero)
-        plans = [policy.plan(batch["features"] * times, batch["proprio"]) for times in (1, 2)]
+        plans = [plan_of(policy, batch | {"features": batch["features"] * times}) for times in (1, 2)]
         assert torch.equal(*plans) is zero
 
 
@@ -135,7 +136,7 @@ def test_soft_gripper_training_noise_and_zero_features(make_policy, make_batch):
     ],
 )  # fmt: skip
 def test_wrong_settings(key, wrong):
-    with pytest.raises(PolicyError, match=f"^{key}"):
+    with pytest.raises(UserError, match=f"^{key}"):
         ChunkPolicy(PolicySpec.from_dict({"cameras": ["hand"], "dim": 5, "tokens": 9, **wrong}))
 
 

@@ -1,11 +1,9 @@
-"""The recurrent body: causal, independent of padding, and equal for members in parallel."""
+"""The recurrent body: equal to torch's, causal and independent of padding."""
 
 import pytest
 import torch
 
 from s2robot.policies.bodies.rnn import RnnBody, RnnSettings
-from s2robot.policies.network import Members, Network
-from tests.policies.small import small_spec
 
 B, T, C, P, A, E = 3, 5, 2, 8, 8, 6
 
@@ -49,22 +47,3 @@ def test_steps_are_causal_and_padding_is_ignored(body):
     assert torch.equal(body(images, proprio, past, pad), padded)
     short = body(*(x[:, 2:] for x in (images, proprio, past, pad)))
     torch.testing.assert_close(padded, short)  # as if the episode started there
-
-
-@pytest.mark.parametrize("head", ["regression", "gmm"])
-def test_members_match_separate_networks(head):
-    network = {"image_dim": 4, "state_dim": 4, "width": 6, "layers": 2}
-    data = {"cameras": ["a", "b"], "dim": 6, "tokens": 4}
-    spec = small_spec(kind="rnn", network=network, context=T, members=2, head={"kind": head}, **data)
-    torch.manual_seed(0)
-    members = Members(spec).eval()
-    alone = Network(spec).eval()
-    images, state = torch.randn(B, T, len(spec.cameras), 2 * 4), torch.randn(B, T, spec.proprio.width)
-    past, pad = torch.randn(B, T, spec.action.width), torch.zeros(B, T, dtype=torch.bool)
-    noise = torch.zeros(B, *members.head.noise_shape)
-    both = members.sample(images, state, past, pad, noise)
-    stacked = members.state_dict()
-    for i in range(2):
-        alone.load_state_dict({name: stacked[name.replace(".", "/")][i] for name in alone.state_dict()})
-        own = images.unflatten(-1, (2, -1))[..., i, :]
-        torch.testing.assert_close(both[i], alone.sample(own, state, past, pad, noise))

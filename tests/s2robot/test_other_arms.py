@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from s2robot.core.errors import UserError
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.loading import image_size_of, load_policy
-from s2robot.policies import PolicyError
 from s2robot.serving.remote import PolicyRefused
 from tests.s2robot.pictures import trained, write_noise
 from tests.s2robot.serving.test_server import connect, serving
@@ -62,9 +62,9 @@ def test_frame_or_state_of_another_shape_is_rejected(checkpoint):
     wrong = observation(0)
     wrong["images"][TOP] = wrong["images"]["wrist/left"]
     words = f"camera '{TOP}': expected frames of 4 x 5 tokens, .*, got 64 x 64 px, 4 x 4 tokens"
-    with pytest.raises(PolicyError, match=words):
+    with pytest.raises(UserError, match=words):
         actor.act(wrong)
-    with pytest.raises(PolicyError, match=r"proprio: .*\(8,\)"):
+    with pytest.raises(UserError, match=r"proprio: .*\(8,\)"):
         actor.act({**observation(0), "proprio": np.zeros(8, np.float32)})
 
 

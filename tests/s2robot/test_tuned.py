@@ -18,7 +18,7 @@ from s2robot.encoders.tuning import Tail
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.features import FeaturesSettings
 from s2robot.loading import load_policy
-from s2robot.policies import PolicyError, load_checkpoint, load_tuned
+from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TuneSettings
 from tests.inline import do_inline
@@ -146,10 +146,10 @@ def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encod
     file = tuned / "encoder.safetensors"
     content = file.read_bytes()
     file.unlink()
-    with pytest.raises(PolicyError, match=r"checkpoint .*/checkpoint: encoder.safetensors is missing"):
+    with pytest.raises(UserError, match=r"checkpoint .*/checkpoint: encoder.safetensors is missing"):
         load_policy(tuned)
     trained(task, tmp_path / "tuned")
     assert file.read_bytes() == content
     file.write_bytes(content[:-1])
-    with pytest.raises(PolicyError, match=r"encoder.safetensors: expected sha256 .* the file is truncated"):
+    with pytest.raises(UserError, match=r"encoder.safetensors: expected sha256 .* the file is truncated"):
         load_policy(tuned)

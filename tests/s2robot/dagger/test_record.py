@@ -26,7 +26,6 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.tasks import make, settings_class
-from s2robot.policies import PolicyError
 from tests.inline import do_inline
 
 STEPS, SEED, PATIENCE = 2, 900, 3
@@ -185,13 +184,13 @@ def test_mismatched_settings_or_demos_are_one_error_line(demos, settings, tmp_pa
     scored = modified_copy(demos, tmp_path / "s.zarr", more={"score": 0.5})  # corrections have no score
     lift = world.replace(success_height=0.04, max_steps=9)
     for error, changed_settings, source, task, text in (
-        (PolicyError, settings, one_camera, world, "cameras hand, left, got hand: 'left' is missing"),
+        (UserError, settings, one_camera, world, "cameras hand, left, got hand: 'left' is missing"),
         (UserError, settings, unlabelled, world, f"s2robot convert data={unlabelled.path} .*expert="),
         (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "env_version: expected CubePick-v0, got RealCubePick-v0"),
         (UserError, settings, demos, lift, "env: expected the demos' world, .* .success_height 0.1 -> 0.04."),
         (UserError, settings.replace(checkpoint=None), demos, world, "checkpoint: expected a string"),
-        (PolicyError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
+        (UserError, settings.replace(checkpoint=str(tmp_path / "no")), demos, world, "no such folder"),
         (DatasetError, settings, unknown, world, "expected simulated demos of a scripted expert"),
     ):
         with pytest.raises(error, match=text):

@@ -28,7 +28,7 @@ from s2robot.evaluation.evaluate import (
 from s2robot.evaluation.records import read_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, World, run_episodes
 from s2robot.evaluation.video import film, film_episodes
-from s2robot.policies import BatchActor, ChunkPolicy, PolicyError
+from s2robot.policies import BatchActor, ChunkPolicy
 from tests.configs import composed
 from tests.inline import do_inline
 
@@ -246,7 +246,7 @@ def test_mismatch_with_the_policy_is_rejected(checkpoint, tmp_path, override, wo
     other = tmp_path / "other.safetensors"
     torch.manual_seed(1)
     save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
-    with pytest.raises((PolicyError, UserError, DatasetError), match=words) as caught:
+    with pytest.raises((UserError, DatasetError), match=words) as caught:
         evaluate_policy(config(override.format(other=other)), checkpoint, tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
@@ -259,7 +259,7 @@ def test_default_world_comes_from_the_contract_and_others_are_rejected(checkpoin
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
     words = r"the policy's action is position \(3 delta\), got joints \(7 delta\), gripper \(1 binary\)"
-    with pytest.raises(PolicyError, match=words):
+    with pytest.raises(UserError, match=words):
         world_for(None, contract, 128)
     trained = contract | {"env_config": json.loads(json.dumps(RobosuiteSettings(env="Stack").model_dump()))}
     with pytest.raises(UserError, match="task: expected robosuite:Stack .*, got robosuite:Lift"):
