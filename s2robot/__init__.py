@@ -4,6 +4,7 @@ from s2robot import S2            # S2 on any vision model, see s2robot.s2.modul
 from s2robot import load_policy   # load a checkpoint for acting, see s2robot.loading
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
     from s2robot.s2.module import S2 as S2
 
 __version__ = "0.2.0.dev0"
-__all__ = ["S2", "__version__", "load_policy"]
+_MODULE_OF = {"S2": "s2robot.s2.module", "load_policy": "s2robot.loading"}
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __dir__() -> list[str]:
@@ -20,12 +22,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Both import torch; loading them lazily keeps `import s2robot` (and `s2robot --version`) fast.
-    if name == "S2":
-        from s2robot.s2.module import S2
-
-        return S2
-    if name == "load_policy":
-        from s2robot.loading import load_policy
-
-        return load_policy
-    raise AttributeError(f"module 's2robot' has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 's2robot' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)

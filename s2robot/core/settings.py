@@ -118,10 +118,6 @@ class Settings(_Frozen):
             cls.at, cls.file = at, file
 
     @classmethod
-    def __pydantic_init_subclass__(cls, at: str = "", file: str = "", **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-
-    @classmethod
     def defaults(cls) -> dict[str, Any]:
         """Return the default of each field that has one, by field name."""
         fields = cls.model_fields.items()
@@ -257,8 +253,6 @@ def _expected(error: ErrorDetails) -> str:
     if kind in ("too_short", "too_long"):
         count = context.get("min_length", context.get("max_length"))
         return f"{'at least' if kind == 'too_short' else 'at most'} {count} values"
-    if kind.startswith("path_not_"):
-        return f"a {kind.removeprefix('path_not_')}"
     if kind in ("string_too_short", "string_pattern_mismatch"):
         return "a non-empty string" if "short" in kind else f"text like {context['pattern']}"
     return _WORDS.get(kind.split("_")[0]) or error["msg"]

@@ -37,11 +37,9 @@ def advise(store: EpisodeStore, count: int, settings: AdviceSettings) -> str:
     share, size, side = sorted(found)[len(found) // 2]  # of the cameras
     spans = {scale: scale * settings.tokens * share for scale in SCALES}
     best = next((scale for scale, span in spans.items() if span >= 1), None)
-    advice = (
-        f"s2.scales=[{best}] is likely to pay"
-        if best
-        else "no scale is likely to suffice: move the cameras closer"
-    )
+    advice = "no scale is likely to suffice: move the cameras closer"
+    if best:
+        advice = f"s2.scales=[{best}] is likely to pay"
     tokens = ", ".join(f"{span:.1f} tokens at scale {scale}" for scale, span in spans.items())
     return f"object {size:.0f} px in frames of {side} px: {tokens}; {advice}"
 

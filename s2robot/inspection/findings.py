@@ -82,12 +82,6 @@ def _runs(where: np.ndarray) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def _runs_of(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Yield (episode, start, end) of each run of True in a mask over all steps."""
-    for i, own in enumerate(episodes_of(mask, ends)):
-        yield from ((i, start, end) for start, end in _runs(own))
-
-
 def _lengths(ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     lengths = np.diff(ends, prepend=0)
     median = float(np.median(lengths))
@@ -167,9 +161,10 @@ def _saturated(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[
         values = action.values[:, part.at]
         at_limit = ((values <= low + room) | (values >= high - room)) & (high > low)
         for column, name in enumerate(action.names[part.at]):
-            for i, start, end in _runs_of(at_limit[:, column], ends):
-                if (count := end - start) >= limits.saturated_steps:
-                    yield Finding("saturated", f"{name}: at its limit for {count} steps", i, start, count)
+            for i, own in enumerate(episodes_of(at_limit[:, column], ends)):
+                for start, end in _runs(own):
+                    if (count := end - start) >= limits.saturated_steps:
+                        yield Finding("saturated", f"{name}: at its limit for {count} steps", i, start, count)
 
 
 def _grippers(action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:

@@ -31,16 +31,7 @@ from s2robot.envs.tasks import make
 from s2robot.inspection.advice import AdviceSettings, advise
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
 from s2robot.inspection.findings import KINDS, find, unchecked_kinds
-from s2robot.inspection.tables import (
-    Finding,
-    FrameStats,
-    Table,
-    Thresholds,
-    curves,
-    episodes_of,
-    plots,
-    tables,
-)
+from s2robot.inspection.tables import Finding, Frames, Table, Thresholds, curves, episodes_of, plots, tables
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import BLUE, VERMILLION, styled
 
@@ -110,7 +101,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
     ends, numbers = store.episode_ends[:count], tables(store, count)
     print(summary(store, numbers, ends))
     films: Tiles | None = None
-    frames: list[dict[str, FrameStats]] = []
+    frames: Frames = []
     advice = "not checked without videos"
     if settings.videos.write and store.cameras:
         if store.attrs["kind"] == "states":

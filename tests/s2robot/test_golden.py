@@ -59,8 +59,5 @@ def test_other_or_damaged_trace_is_one_line_and_a_missing_one_is_no_error(checkp
         change_arrays(checkpoint, proprio=change)
         with pytest.raises(UserError, match=f"golden.safetensors: {text}"):
             load_networks(checkpoint, CPU)
-    (checkpoint / FILE).write_bytes(b"\0" * 99)
-    with pytest.raises(UserError, match="expected a readable trace"):
-        load_networks(checkpoint, CPU)
     (checkpoint / FILE).unlink()
     load_networks(checkpoint, CPU)

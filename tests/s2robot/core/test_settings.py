@@ -1,7 +1,7 @@
 """Settings: defaults from one YAML file, frozen values, and one-line errors that name the key."""
 
 import pickle
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import yaml
@@ -52,7 +52,6 @@ def test_values_are_frozen_and_copies_are_validated():
         (TrainSettings, {"lr": float("nan")}, "train.lr: expected a finite number, got nan"),
         (TrainSettings, {"step": 1}, "train.step: unknown key, expected steps"),
         (TrainSettings, {"tune": {"block": 1}}, "train.tune.block: unknown key, expected blocks"),
-        (TrainSettings, {"tune": {"blocks": -1}}, "train.tune.blocks: expected >= 0, got -1"),
         (TrainSettings, {"tune": {"lora": 2}}, "train.tune.lora: expected 0 with train.tune.blocks=0, got 2"),
         (TrainSettings, {"tune": 3}, "train.tune: expected keys and values, got 3"),
         (TrainSettings, {"labels": "cnn"}, "train.labels: expected 'expert' or 'recorded', got 'cnn'"),
@@ -79,8 +78,6 @@ def test_settings_can_be_pickled_and_hashed():
     ("kind", "value", "words"),
     [
         (bool, "maybe", "key: expected true or false, got 'maybe'"),
-        (tuple[int, ...], [1, "a"], r"key\[1\]: expected an integer, got 'a'"),
-        (Literal["a", "b"], "c", "key: expected 'a' or 'b', got 'c'"),
         (dict[str, Any], [1], r"key: expected keys and values, got \[1\]"),
     ],
 )
