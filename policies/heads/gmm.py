@@ -30,9 +30,8 @@ class GmmHead(Head):
         super().__init__()
         self.settings = settings
         self.shape, self.slots = (settings.components, sizes.chunk, sizes.action_dim), sizes.slots
-        self.moving = sum(
-            part.width for part, _ in sizes.slots if part.kind != "binary"
-        )  # G, count of numbers with a Gaussian
+        self.gaussians = [(part.width, at) for part, at in sizes.slots if part.kind != "binary"]
+        self.moving = sum(width for width, _ in self.gaussians)  # G, count of numbers with a Gaussian
         self.noise_shape = (1 + sizes.chunk * self.moving,)  # for the component, then around its mean
         self.weights = nn.Linear(sizes.context, settings.components)
         self.means = nn.Linear(sizes.context, settings.components * sizes.chunk * sizes.action_dim)
@@ -59,9 +58,8 @@ class GmmHead(Head):
         if not self.settings.spread:
             return actions
         around = noise[..., 1:].unflatten(-1, (self.shape[1], -1)) * self.settings.spread
-        moving = [(part.width, at) for part, at in self.slots if part.kind != "binary"]
-        offsets = (around * _pick(std, chosen)).split([width for width, _ in moving], -1)  # (B, K, width)
-        for (_, at), offset in zip(moving, offsets, strict=True):
+        offsets = (around * _pick(std, chosen)).split([width for width, _ in self.gaussians], -1)
+        for (_, at), offset in zip(self.gaussians, offsets, strict=True):  # (B, K, width)
             actions[..., at] += offset
         return actions
 
