@@ -259,7 +259,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 8735),  # 7000
     "envs": (("envs",), 3615),  # 3700
     "demos": (("demos", "inspection"), 5236),  # 4000
-    "policies": (("policies",), 3051),  # 3000
+    "policies": (("policies",), 3049),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3460),  # 3600
     "training": (("training", "pretraining"), 1978),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4408),  # 4000
