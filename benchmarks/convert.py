@@ -8,8 +8,9 @@ CPU time is of all threads. PSNR is of the mean squared error over all frames.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from timeit import timeit
 
 import numpy as np
 
@@ -17,11 +18,7 @@ from s2robot.demos.formats.convert import as_store, convert
 from s2robot.demos.formats.export import PICTURES, ExportSettings, export, pieces
 from s2robot.demos.store import EpisodeStore
 
-
-def seconds(work: Callable[[], object]) -> float:
-    cpu = time.process_time()
-    work()
-    return time.process_time() - cpu
+seconds = partial(timeit, timer=time.process_time, number=1)  # of one call
 
 
 def errors(store: EpisodeStore, back: EpisodeStore) -> np.ndarray:

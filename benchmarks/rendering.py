@@ -12,7 +12,8 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
+from timeit import timeit
 
 import numpy as np
 
@@ -45,15 +46,9 @@ def stock_lift(robot: str, size: int, cameras: bool):
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def seconds(work: Callable[[], object], clock: str) -> float:
-    start = CLOCKS[clock]()
-    work()
-    return CLOCKS[clock]() - start
-
-
 def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
     """Return the seconds of three frames by each way."""
-    rng = np.random.default_rng(0)
+    rng, seconds = np.random.default_rng(0), partial(timeit, timer=CLOCKS[clock], number=1)
     with_cameras, without = stock_lift(robot, size, True), stock_lift(robot, size, False)
     env, twin = CubePick(robot=robot, image_size=size), CubePick(robot=robot, image_size=size)
     # of its own model: OffscreenRenderer lowers the quality of the one it draws
@@ -74,15 +69,15 @@ def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
     for i in range(rounds + 3):
         action = rng.uniform(-0.1, 0.1, with_cameras.action_dim)
         with_cameras.sim._render_context_offscreen.gl_ctx.make_current()  # robosuite does so at creation only
-        step = seconds(lambda a=action: step_stock(a), clock)
-        now = {STOCK: step - seconds(lambda a=action: without.step(a), clock)}
+        step = seconds(partial(step_stock, action))
+        now = {STOCK: step - seconds(partial(without.step, action))}
         env.step_physics(np.append(rng.uniform(-0.03, 0.03, 7), 0.0))
         twin.set_state(env.get_state())
         context.gl_ctx.make_current()
-        now[STOCK_RENDERER] = seconds(draw_stock, clock)
+        now[STOCK_RENDERER] = seconds(draw_stock)
         if flat := [name for name, frame in seen.items() if frame.std() < 1]:  # very fast: not to be timed
             raise RuntimeError(f"{flat[0]}: the frame is flat; nothing was drawn, so nothing can be measured")
-        now[OURS] = seconds(env.render_cameras, clock)
+        now[OURS] = seconds(env.render_cameras)
         if i >= 3:  # the first ones fill caches
             for name, value in now.items():
                 times[name].append(value)

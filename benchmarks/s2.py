@@ -14,18 +14,19 @@ The rows take turns; times are medians.
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.inference import default_dtype, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.s2.engine import encode
@@ -34,46 +35,32 @@ from s2robot.s2.tiling import square
 
 SPECS = {"tiny": ViTSpec(128, 16, 192, 6, 6), "small": ViTSpec(128, 16, 256, 12, 8)}
 MODELS = (*SPECS, "base")
-PREFIX, PATCH = 1, 16  # CLS; pixels
 
 
-class Plain(nn.Sequential):
-    """The timm model's tokens."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self[0].forward_features(x)
-
-
-def build(name: str) -> tuple[nn.Module, int]:
-    """A model with random weights, and its tile in pixels."""
+def build(name: str) -> Backbone:
+    """A model with random weights."""
     torch.manual_seed(0)
-    if name == "base":
-        return timm.create_model("vit_base_patch16_224", num_classes=0).eval(), 224
-    return MVPViT(SPECS[name]).eval(), SPECS[name].img_size
+    base = name == "base"
+    vit = timm.create_model("vit_base_patch16_224", num_classes=0) if base else MVPViT(SPECS[name])
+    return find_backbone(vit.eval())
 
 
-def clock(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], Tensor], torch.dtype]]:
+def arms(vit: Backbone, batch: int) -> dict[str, tuple[Callable[[], Tensor], torch.dtype]]:
     """Return the calls to compare, and the type that each multiplies in."""
-    size, default = 2 * tile, default_dtype()
+    tile, front, default = vit.tile[0], vit.num_prefix_tokens, default_dtype()
     images = torch.randn(batch, 3, tile, tile)
-    layout = square((tile, size), tile, PATCH)
+    layout = square((tile, 2 * tile), tile, vit.patch)
 
     def ours(dtype: torch.dtype) -> Callable[[], Tensor]:
-        model = prepare(Plain(vit), dtype)
+        model = prepare(vit, dtype)
 
         def call() -> Tensor:
-            larger = F.interpolate(images, size=(size, size), mode="bicubic")
-            return encode(model, [images, larger], layout, PREFIX, "tokens")
+            larger = F.interpolate(images, scale_factor=2, mode="bicubic")
+            return encode(model, [images, larger], layout, front, "tokens")
 
         return call
 
-    reference = partial(forward, vit.forward_features, images, scales=[1, 2], num_prefix_token=PREFIX)
+    reference = partial(forward, vit, images, scales=[1, 2], num_prefix_token=front)
     return {
         "reference": (reference, torch.float32),
         "ours fp32": (ours(torch.float32), torch.float32),
@@ -82,13 +69,13 @@ def arms(vit: nn.Module, tile: int, batch: int) -> dict[str, tuple[Callable[[], 
 
 
 def measure(name: str, batch: int, budget: float) -> list[dict]:
-    vit, tile = build(name)
-    compared = arms(vit, tile, batch)
+    vit = build(name)
+    compared, tile = arms(vit, batch), vit.tile[0]
     for call, _ in compared.values():
         call()  # warms up
-    round_s = sum(clock(call) for call, _ in compared.values())
+    round_s = sum(timeit(call, number=1) for call, _ in compared.values())
     rounds = max(5, min(101, int(budget / round_s)))
-    turns = [{arm: clock(call) for arm, (call, _) in compared.items()} for _ in range(rounds)]
+    turns = [{arm: timeit(call, number=1) for arm, (call, _) in compared.items()} for _ in range(rounds)]
     rows = []
     for arm, (_, dtype) in compared.items():
         median = statistics.median(turn[arm] for turn in turns)
@@ -98,11 +85,8 @@ def measure(name: str, batch: int, budget: float) -> list[dict]:
             "frames_per_s": batch / median,
             "ratio": statistics.median(turn["reference"] / turn[arm] for turn in turns),
         }  # fmt: skip
-        print(
-            ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()
-            )
-        )
+        texts = (f"{key} {v:.4g}" if isinstance(v, float) else str(v) for key, v in row.items())
+        print(", ".join(texts))
         rows.append(row)
     return rows
 

@@ -55,10 +55,7 @@ def rows_of(name: str) -> dict[str, np.ndarray]:
 
 
 def commit_of(folder: Path) -> str:
-    done = subprocess.run(
-        ["git", "-C", folder, "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return done.stdout.strip()
+    return subprocess.check_output(["git", "-C", folder, "rev-parse", "HEAD"], text=True).strip()
 
 
 def add(folder: Path) -> None:
@@ -218,10 +215,8 @@ def main() -> None:
             (ROOT / page).write_text(renew(text), encoding="utf-8")
         if studies():
             picture(RESULTS / "s2" / "success.png")
-    print(
-        "\n".join(found := list(differing()))
-        or f"the tables of {len(PAGES)} pages follow from their episodes"
-    )
+    found = list(differing())
+    print("\n".join(found) or f"the tables of {len(PAGES)} pages follow from their episodes")
     sys.exit(bool(found))
 
 

@@ -85,14 +85,7 @@ def main() -> None:
         peer, data = ROWS[name]
         demos(folder, data)
         python = python_of(peer) if peer else sys.executable
-        words = [
-            str(python),
-            "-m",
-            "benchmarks.peers.sides",
-            name.partition("/")[2],
-            str(folder / data),
-            "60",
-        ]
+        words = [python, "-m", "benchmarks.peers.sides", name.partition("/")[2], folder / data, "60"]
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
         command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}

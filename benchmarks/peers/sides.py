@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -94,26 +94,28 @@ def features(path: str) -> Iterator[dict]:
 def hdf5(path: str) -> Iterator[dict]:
     """As `images` from robomimic's layout, a dataset per demo and camera: each frame is looked up by name and read alone."""
     import h5py
-    import torch
 
-    file, rng = h5py.File(path), np.random.default_rng(0)
+    file = h5py.File(path)
     rows = [(demo, i) for demo, group in file["data"].items() for i in range(len(group["actions"]))]
-    while True:
-        drawn = [rows[i] for i in rng.integers(len(rows), size=16)]
-        frames = {c: np.stack([file[f"data/{demo}/obs/{c}_image"][i] for demo, i in drawn]) for c in CAMERAS}
-        yield {c: torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255 for c, seen in frames.items()}
+    return _random_steps(len(rows), lambda c, i: file[f"data/{rows[i][0]}/obs/{c}_image"][rows[i][1]])
 
 
 def images(path: str) -> Iterator[dict]:
-    """Random steps with the images of all cameras as floats, as robomimic and LeRobot return them."""
-    import torch
-
+    """Random steps from a store, one read a frame."""
     from s2robot.demos.store import EpisodeStore
 
-    store, rng = EpisodeStore.open(path), np.random.default_rng(0)
+    store = EpisodeStore.open(path)
+    return _random_steps(store.num_steps, lambda c, i: store.read(f"images_{c}", i, i + 1)[0])
+
+
+def _random_steps(steps: int, read: Callable[[str, int], np.ndarray]) -> Iterator[dict]:
+    """Batches with the images of all cameras as floats, as robomimic and LeRobot return them; read: (camera, step)."""
+    import torch
+
+    rng = np.random.default_rng(0)
     while True:
-        rows = rng.integers(store.num_steps, size=16)
-        frames = {c: np.concatenate([store.read(f"images_{c}", i, i + 1) for i in rows]) for c in CAMERAS}
+        rows = rng.integers(steps, size=16)
+        frames = {camera: np.stack([read(camera, i) for i in rows]) for camera in CAMERAS}
         yield {c: torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255 for c, seen in frames.items()}
 
 
