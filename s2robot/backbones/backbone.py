@@ -23,7 +23,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from s2robot.backbones.inference import shared_copy
 from s2robot.backbones.libraries import Facts, Overrides, Size, Source, check_tile, features, read_model
 from s2robot.core.errors import UserError, reported
 
@@ -53,10 +52,6 @@ class Backbone(nn.Module):
         if out.ndim == 4:
             return out.flatten(1, 2) if self._channels_last else out.flatten(2).transpose(1, 2)  # (B, N, D)
         return out
-
-    def frozen(self) -> Backbone:
-        """Return a copy that shares the weights, in evaluation mode and without gradients."""
-        return shared_copy(self).requires_grad_(False).eval()
 
     def extra_repr(self) -> str:
         return (

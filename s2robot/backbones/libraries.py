@@ -14,6 +14,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import index
 from typing import Any, NamedTuple, TypedDict
 
@@ -246,12 +247,8 @@ def _timm_stages(model: Any) -> tuple[list[str], bool]:
     return stages, container == "blocks" and len({(i["reduction"], i["num_chs"]) for i in info}) <= 1
 
 
-def _pixel_values(model: nn.Module, x: Tensor) -> Any:
-    return model(pixel_values=x)
-
-
-def _interpolated(model: nn.Module, x: Tensor) -> Any:
-    return model(pixel_values=x, interpolate_pos_encoding=True)
+def _pixel_values(model: nn.Module, x: Tensor, **options: bool) -> Any:
+    return model(pixel_values=x, **options)
 
 
 def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
@@ -271,13 +268,14 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     uniform = hasattr(config, "patch_size") and not hasattr(config, "depths")
     if block is not None:
         model = _up_to(model, stages, block, name, tail=uniform)
-    interpolates = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    option = "interpolate_pos_encoding"
+    interpolates = size not in (None, tile) and option in inspect.signature(model.forward).parameters
     mean, std = HUGGING_FACE.get(config.model_type, (None, None))
     if config.model_type == "vit" and name.startswith("facebook/"):
         mean, std = IMAGENET
     patch = _side(config.patch_size) if uniform else None
     facts = Facts(name, tile, patch, mean=mean, std=std, depth=len(stages) or None)
-    return Source(model, _interpolated if interpolates and size not in (None, tile) else _pixel_values, facts)
+    return Source(model, partial(_pixel_values, **{option: True}) if interpolates else _pixel_values, facts)
 
 
 def _vit_tokens(model: Any, x: Tensor) -> Tensor:

@@ -66,12 +66,12 @@ class MVP(nn.Module):
     """A frozen MVP vision transformer: no gradients, always in evaluation mode.
 
     Attributes: `name`, `vit` (normalised images to tokens), `spec`, `dim` (D), `img_size` (px), `grid`
-    (patches along a side; N = grid squared), `dropped` (keys of the file that the encoder does not use).
+    (patches along a side; N = grid squared).
     """
 
-    def __init__(self, name: str, vit: MVPViT, dropped: list[str]) -> None:
+    def __init__(self, name: str, vit: MVPViT) -> None:
         super().__init__()
-        self.name, self.spec, self.dropped = name, vit.spec, dropped
+        self.name, self.spec = name, vit.spec
         self.dim, self.img_size, self.grid = vit.spec.dim, vit.spec.img_size, vit.spec.grid
         self.vit = vit.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET[0]).view(1, 3, 1, 1), persistent=False)
@@ -121,10 +121,9 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
             "download it again, or set encoder.check_md5=false"
         )
     state = read_state(path)
-    dropped = sorted(k for k in state if k == "mask_token" or k.startswith(("decoder_", "decoder.", "head.")))
-    vit = MVPViT(published.spec)
-    load_strict(vit, {k: v for k, v in state.items() if k not in dropped}, str(path))
-    return MVP(name, vit, dropped)
+    dropped, vit = ("mask_token", "decoder_", "decoder.", "head."), MVPViT(published.spec)
+    load_strict(vit, {k: v for k, v in state.items() if not k.startswith(dropped)}, str(path))
+    return MVP(name, vit)
 
 
 def fetch(name: str, *, check_md5: bool = True) -> Path:

@@ -58,8 +58,8 @@ class ViTSpec:
         return self.img_size // self.patch_size
 
 
-def sincos_2d(dim: int, grid: int, cls_token: bool = True) -> Tensor:
-    """Return MAE's fixed position table, (1, cls + grid * grid, dim) float32; the CLS row is zero.
+def sincos_2d(dim: int, grid: int) -> Tensor:
+    """Return MAE's fixed position table, (1, 1 + grid * grid, dim) float32; the CLS row comes first and is zero.
 
     As in MAE, the first half of the channels encodes the column and the second half the row.
     """
@@ -71,13 +71,14 @@ def sincos_2d(dim: int, grid: int, cls_token: bool = True) -> Tensor:
 
     row, column = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
     table = np.concatenate([axis(column), axis(row)], axis=1)  # (N, dim)
-    if cls_token:
-        table = np.concatenate([np.zeros((1, dim)), table])
-    return torch.from_numpy(table).float()[None]
+    return torch.from_numpy(np.concatenate([np.zeros((1, dim)), table])).float()[None]
 
 
 class MVPViT(VisionTransformer):
-    """timm's vision transformer with MVP's settings; its state dict has timm's (and MAE's) keys."""
+    """timm's vision transformer with MVP's settings; its state dict has timm's (and MAE's) keys.
+
+    Maps normalised images (B, 3, H, W) to tokens (B, 1 + N, D) after the final norm, CLS first.
+    """
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__(
@@ -87,13 +88,6 @@ class MVPViT(VisionTransformer):
         self.spec = spec
         self.pos_embed.data.copy_(sincos_2d(spec.dim, spec.grid))
         self.pos_embed.requires_grad_(False)
-
-    def forward(self, x: Tensor, block: int | None = None) -> Tensor:
-        """Map normalised images (B, 3, H, W) to tokens (B, 1 + N, D): CLS first, after block `block` and the final norm."""
-        x = self._pos_embed(self.patch_embed(x))  # (B, 1 + N, D)
-        for layer in self.blocks[:block]:
-            x = layer(x)
-        return self.norm(x)
 
 
 def save_encoder(

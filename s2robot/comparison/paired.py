@@ -134,10 +134,9 @@ def bounds(x: Any, confidence: float = 0.95) -> tuple[Any, Any, Any]:
     return *score_interval(p, episodes, quantile), episodes
 
 
-def predicted(
-    arm: Array, simulated: Array, extra: Array, confidence: float = 0.95
-) -> tuple[float, float, float, float]:
-    """Return success, low, high and effective trials of an arm, from n real trials and simulation at these and other positions.
+def predicted(arm: Array, simulated: Array, extra: Array) -> tuple[float, float, float, float]:
+    """Return success, low, high (95 %) and effective trials of an arm, from n real trials and simulation at these and other
+    positions.
 
     Args:
         arm: outcomes (n,) of real trials. simulated: means (n,) in 0..1 of the simulated trials at the same positions.
@@ -160,7 +159,7 @@ def predicted(
     chance = float(np.average(table[0] - weight * table[1], weights=weights)) + shift
     chance = min(max(chance, 1 / (2 * n + 4)), 1 - 1 / (2 * n + 4))
     trials = min(max(chance * (1 - chance) / variance, n / 2), n + n_extra)
-    success, quantile = min(max(success, 0.0), 1.0), float(stats.t.ppf(0.5 + confidence / 2, n - 2))
+    success, quantile = min(max(success, 0.0), 1.0), float(stats.t.ppf(0.975, n - 2))
     low, high = score_interval(success, trials, quantile)
     return success, float(low), float(high), trials
 

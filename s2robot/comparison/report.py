@@ -27,9 +27,9 @@ _MARKS = (("all training seeds", "o", BLUE, 1.0), ("some", "D", ORANGE, 1.0), ("
 _Facts = Mapping[str, Any]
 
 
-def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
-    """Write `report.html` into a comparison's run directory, with videos up to about `video_bytes` of text. UserError if a file
-    is missing or broken, or the episodes do not match compare.json; an earlier report is kept."""
+def write_compare_report(run_dir: Path) -> Path:
+    """Write `report.html` into a comparison's run directory, with videos up to about `page.VIDEO_BYTES`. UserError if a
+    file is missing or broken, or the episodes do not match compare.json; an earlier report is kept."""
     facts = read_json(run_dir / "compare.json")
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
     titles = (f"position {video['position']}: {labels[video['arm']]}" for video in facts["videos"])
@@ -61,7 +61,7 @@ def write_compare_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> 
         Section("Where each arm succeeds", [_position_maps(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),
         Section("Power", _power(facts["power"], facts["stopping"])),
-        Section("Where the arms disagree", [page.videos(run_dir, films, video_bytes)[0]]),
+        Section("Where the arms disagree", [page.videos(run_dir, films)[0]]),
         Section("Commands and versions", reproduce),
     ]
     return page.write_report_page(run_dir / "report.html", facts["title"], head, sections)

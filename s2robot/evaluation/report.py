@@ -29,12 +29,12 @@ _TRAINING = (
 )
 
 
-def write_report(run_dir: Path, video_bytes: int = page.VIDEO_BYTES) -> Path:
-    """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `video_bytes` of text.
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `page.VIDEO_BYTES`.
     UserError if a file is missing or broken, or contradicts another; an earlier report is kept."""
     summary = read_summary(run_dir / "summary.json")
     task, records = task_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
-    films, shown = page.videos(run_dir, _films(records, task), video_bytes)
+    films, shown = page.videos(run_dir, _films(records, task))
     stages = read_json(file) if (file := run_dir / "stages.json").exists() else []
     bars = [(row["stage"], row["seconds"]) for row in stages]
     total = sum(row["seconds"] for row in stages)

@@ -56,9 +56,7 @@ class LearnedPlanner:
         self.device, self.threads, self.tasks = device, threads, tasks
         self._task: str | None = None
         self._actor: BatchActor | None = None
-        self.every_step = (
-            policy.spec.context > 1
-        )  # whether a plan needs the observations of all steps since the last one
+        self.every_step = policy.spec.context > 1  # a plan needs the observations of all steps since the last
         self.seconds = {"encode_s": 0.0, "policy_s": 0.0}
         self._last: np.ndarray | None = None
 
@@ -88,9 +86,8 @@ class LearnedPlanner:
     def plan(self, seen: Sequence[Mapping]) -> np.ndarray:
         """Return the next actions (execute, A), given the new observations, the last one last."""
         start = time.monotonic()
-        frames = [
-            np.stack([each["images"][camera] for each in seen]) for camera in self.cameras
-        ]  # (T, H, W, 3) each
+        # (T, H, W, 3) each
+        frames = [np.stack([each["images"][camera] for each in seen]) for camera in self.cameras]
         tokens = as_stored(self.encoder.encode_cameras(frames), self.dtype)  # (T, C, N, D)
         encoded = time.monotonic()
         self.seconds["encode_s"] += encoded - start
@@ -210,9 +207,8 @@ class World:
                         break
                     if planner.every_step or i == len(plan):  # rendering takes most of a rollout's time
                         seen.append(task.observe())
-        record = (
-            _record(episode, seed, len(executed), task, layout, best) | {"start": prints} | planner.about()
-        )
+        record = _record(episode, seed, len(executed), task, layout, best)
+        record |= {"start": prints, **planner.about()}
         costs = {key: value - before[key] for key, value in planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
         return record, np.stack(executed), costs

@@ -6,6 +6,7 @@ The same command resumes after a kill. Axes and strengths: configs/stress.yaml a
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,17 +115,13 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     same["policy.spec"] = policy.spec.to_dict()  # execute and ensemble do not change the weights
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
     total = len(cells) * settings.episodes
-    todo = [
-        (c, e, seed)
-        for c in cells
-        for e, seed in enumerate(settings.positions)
-        if e not in journals[c].records
-    ]
+    each = product(cells, enumerate(settings.positions))
+    todo = [(c, e, seed) for c, (e, seed) in each if e not in journals[c].records]
     state, width = partial(StressWorld, config, planner), settings.workers or cores()
     with bar("disturbing") as update, worker_pool(width, state, encodes=True) as pool:
         update(known := total - len(todo), total)
-        each = pool.as_done(StressWorld.run, todo)
-        for done, ((cell, *_), (record, actions, _)) in enumerate(each, known + 1):
+        tried = pool.as_done(StressWorld.run, todo)
+        for done, ((cell, *_), (record, actions, _)) in enumerate(tried, known + 1):
             journals[cell].append(record, actions)
             update(done, total)
         found = figures(journals, axes, settings)
@@ -210,16 +207,14 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
     for entry in entries:
         points = [plain, *entry["points"]]
         low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
-        ticks: dict[float, str] = {
-            i: f"{point['value']:g}" if i else "none" for i, point in enumerate(points)
-        }
+        ticks: dict[float, str] = dict(enumerate(["none", *(f"{p['value']:g}" for p in entry["points"])]))
         line = plots.Line(range(len(points)), success, "", low=low, high=high, style={"marker": "o", "ms": 4})
         title = _words(entry["axis"])
         panels.append(plots.Panel(title, [line], "", "success (%)", ticks=ticks, ylim=(-3, 103)))
     sections = [
         Section("Success by axis, worst first", [page.figure(plots.curves(panels), "axes", "Success by axis and strength")], "wide"),
         Section("Success by axis and strength", [("table", heads, rows, 1)], "wide"),
-        Section("Failures, as the policy saw them", [page.videos(run_dir, films, page.VIDEO_BYTES)[0]]),
+        Section("Failures, as the policy saw them", [page.videos(run_dir, films)[0]]),
         Section("Command and versions", [("code", found["command"]), ("settings", "Versions", page.flatten("versions", found["versions"]))]),
     ]  # fmt: skip
     return page.write_report_page(run_dir / "report.html", "Success under disturbances", head, sections)

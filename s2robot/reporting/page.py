@@ -74,10 +74,8 @@ def _described(svg: Markup, about: str) -> Markup:
     return Markup(str(svg).replace("<svg ", label, 1))  # on str, because Markup.replace escapes the tag
 
 
-def videos(
-    run_dir: Path, films: Iterable[tuple[str, str, str]], limit: int
-) -> tuple[Block | None, list[str]]:
-    """Return the films (name, path, caption) as a block of up to about `limit` bytes of text, and the names of those included.
+def videos(run_dir: Path, films: Iterable[tuple[str, str, str]]) -> tuple[Block | None, list[str]]:
+    """Return the films (name, path, caption) as a block of up to about `VIDEO_BYTES` of text, and the names of those included.
     UserError for a path outside the run directory."""
     shown, omitted, used = [], [], 0
     for name, path, caption in films:
@@ -86,7 +84,7 @@ def videos(
             raise UserError(f"{run_dir}: {name}: expected a path inside the run folder, got {path!r}")
         if not file.is_file():
             omitted.append((path, "the file is missing"))
-        elif used + file.stat().st_size * 4 / 3 > limit:
+        elif used + file.stat().st_size * 4 / 3 > VIDEO_BYTES:
             omitted.append((path, "too large for this page"))
         else:
             content = base64.b64encode(file.read_bytes()).decode("ascii")

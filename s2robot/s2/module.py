@@ -82,7 +82,7 @@ class S2(nn.Module):
         self.sizes = None if sizes is None else tuple(sizes)
         self.output, self.resize, self.overlap, self.frozen = output, resize, overlap, frozen
         self.prefix = prefix and output == "tokens"
-        self.backbone = backbone.frozen() if frozen else backbone
+        self.backbone = shared_copy(backbone).eval() if frozen else backbone
         self.dim = backbone.dim * len(self.scales if self.sizes is None else self.sizes)
         self.grid = self.layout(*backbone.tile).grid
         front = backbone.num_prefix_tokens if self.prefix else 0

@@ -24,9 +24,12 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 def register() -> None:
     """Register the tower with transformers, once before a saved model is loaded."""
     require("transformers", extra="vlm")
-    from s2robot.vlm.tower import register as register_classes
+    from transformers import AutoConfig, AutoModel
 
-    register_classes()
+    from s2robot.vlm.tower import S2VisionConfig, S2VisionTower
+
+    AutoConfig.register(S2VisionConfig.model_type, S2VisionConfig, exist_ok=True)
+    AutoModel.register(S2VisionConfig, S2VisionTower, exist_ok=True)
 
 
 def s2_llava(

@@ -19,8 +19,6 @@ from s2robot.core.errors import UserError
 from s2robot.s2.engine import encode, pyramid
 from s2robot.s2.tiling import Layout, square
 
-NAME = "s2_vision_tower"
-
 
 class S2VisionConfig(PreTrainedConfig):
     """The original tower's config under `tower`, and the S2 options of `s2robot.vlm.llava.s2_llava`.
@@ -29,7 +27,7 @@ class S2VisionConfig(PreTrainedConfig):
     tower), image_size (pixels at the largest scale) and patch_size (pixels of an image token).
     """
 
-    model_type = NAME
+    model_type = "s2_vision_tower"
     base_config_key = "vision_config"
     sub_configs_defaults: ClassVar = {"tower": SubConfigSpec(AutoConfig, model_type="clip_vision_model")}
 
@@ -131,8 +129,3 @@ def layer_indices(layers: bool | int | Sequence[int] | None, depth: int) -> list
         return list(range(depth + 1)) if layers else []
     indices = range(depth + 1)
     return sorted({indices[layer] for layer in ([layers] if isinstance(layers, int) else layers)})
-
-
-def register() -> None:
-    AutoConfig.register(NAME, S2VisionConfig, exist_ok=True)
-    AutoModel.register(S2VisionConfig, S2VisionTower, exist_ok=True)

@@ -92,7 +92,7 @@ def test_every_model_matches_an_independent_forward_pass(monkeypatch, tmp_path, 
     spec, state = SMALL[name], published_state(SMALL[name])
     write(monkeypatch, tmp_path / "x.pth", state | DECODER, name)
     encoder = mvp.load(name, tmp_path / "x.pth")
-    assert encoder.dropped == sorted(DECODER) and encoder.name == name
+    assert encoder.name == name
     images = noise(3, spec.img_size, spec.img_size, 3)
     expected = slow_forward(state, images, spec)
     assert expected.shape == (3, 1 + encoder.grid**2, encoder.dim) and expected.std() > 0.3
@@ -108,7 +108,7 @@ def test_any_size_is_resized_with_antialiasing(height, width):
     x = F.interpolate(image.permute(0, 3, 1, 2).float(), (16, 16), mode="bicubic", antialias=True)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
     expected = vit((x.clamp(0, 255) / 255 - mean) / std).detach()
-    torch.testing.assert_close(mvp.MVP(NAME, vit, []).encode(image), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mvp.MVP(NAME, vit).encode(image), expected, rtol=1e-4, atol=1e-5)
 
 
 def rejected(words: str, path: Path | None = None, **how) -> str:
@@ -128,7 +128,6 @@ def test_invalid_files_are_rejected(monkeypatch, tmp_path):
     rejected(f"expected md5 [0-9a-f]{{32}} of {NAME} .*, got [0-9a-f]{{32}}", path)
     rejected(f"^{tmp_path}: not a readable weights file: ", tmp_path)
     encoder = mvp.load(NAME, path, check_md5=False)
-    assert encoder.dropped == []
     with pytest.raises(UserError, match="pool: expected .* got 'max'"):
         encoder.encode(noise(1, 16, 16, 3), pool="max")
 

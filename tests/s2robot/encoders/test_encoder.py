@@ -208,7 +208,8 @@ def test_encoder_from_a_file_whole_or_cut_after_a_block(tiny_encoder):
     block = build(tiny_encoder, (1,), block=1)
     assert block.fingerprint != build(tiny_encoder, (1,)).fingerprint
     x = F.avg_pool2d(torch.from_numpy(images).float().permute(0, 3, 1, 2), 2) * block.scale + block.shift
-    expected = loaded(x, block=1)[:, 1:].detach()
+    loaded.blocks = loaded.blocks[:1]
+    expected = loaded(x)[:, 1:].detach()
     torch.testing.assert_close(block.encode(images), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -20,7 +20,7 @@ def test_every_template_extends_the_base_template():
 
 
 def test_all_text_is_escaped_and_empty_sections_are_omitted(tmp_path):
-    films, shown = videos(tmp_path, [("video-0", EVIL.replace("/", ""), EVIL)], 1000)
+    films, shown = videos(tmp_path, [("video-0", EVIL.replace("/", ""), EVIL)])
     assert not shown and films[2][0][1] == "the file is missing"
     blocks = [
         ("facts", [(EVIL, EVIL)]), ("text", EVIL), ("note", EVIL), ("bullets", [EVIL]), ("code", EVIL), ("commands", EVIL, [EVIL]),
@@ -36,7 +36,7 @@ def test_all_text_is_escaped_and_empty_sections_are_omitted(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     for path in ("/etc/passwd", "../other/videos/a.mp4"):
         with pytest.raises(UserError, match="film: expected a path inside"):
-            videos(tmp_path, [("film", path, "")], 1000)
+            videos(tmp_path, [("film", path, "")])
 
 
 def test_durations_numbers_and_settings_are_formatted():
