@@ -18,7 +18,6 @@ from functools import partial
 from math import lcm
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -63,15 +62,11 @@ def sincos_2d(dim: int, grid: int) -> Tensor:
 
     As in MAE, the first half of the channels encodes the column and the second half the row.
     """
-    omega = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4.0))  # (dim / 4,)
-
-    def axis(position: np.ndarray) -> np.ndarray:
-        angle = position.reshape(-1)[:, None] * omega  # (N, dim / 4)
-        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)  # (N, dim / 2)
-
-    row, column = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
-    table = np.concatenate([axis(column), axis(row)], axis=1)  # (N, dim)
-    return torch.from_numpy(np.concatenate([np.zeros((1, dim)), table])).float()[None]
+    omega = 10000 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))  # (dim / 4,)
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = [position.reshape(-1, 1) * omega for position in (column, row)]  # (N, dim / 4) each
+    table = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)  # (N, dim)
+    return torch.cat([torch.zeros(1, dim), table]).float()[None]
 
 
 class MVPViT(VisionTransformer):

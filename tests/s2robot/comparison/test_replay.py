@@ -23,9 +23,8 @@ def test_replay_stops_where_the_sequential_test_does():
     for row, end in zip(d, stopping_pairs(d), strict=True):
         p = [sequential(*np.unique(row[:n], return_counts=True))[0] for n in (end - 1, end)]
         assert p[1] <= 0.05 < p[0]
-    assert (
-        stopping_pairs(np.subtract(*draw_outcomes(a, a, 3, np.random.default_rng(1)))).min() == MAX_PAIRS + 1
-    )  # never
+    same = np.subtract(*draw_outcomes(a, a, 3, np.random.default_rng(1)))
+    assert stopping_pairs(same).min() == MAX_PAIRS + 1  # never
 
 
 def test_fixed_number_is_the_smallest_with_the_power_of_the_exact_test():

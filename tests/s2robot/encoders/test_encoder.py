@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -17,13 +16,13 @@ from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, load_encoder, sincos_2d
 from s2robot.config import encoder_settings
 from s2robot.core.errors import UserError
-from s2robot.core.files import configs_dir
 from s2robot.encoders.build import WHEELS, build_encoder
 from s2robot.encoders.encoder import S2Encoder, TileCache
 from s2robot.s2 import forward
 from s2robot.s2.engine import encode as engine_encode
 from s2robot.s2.engine import pyramid
 from s2robot.s2.tiling import plan_levels
+from tests.configs import composed
 
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
 
@@ -349,9 +348,8 @@ def test_upsampled_features_match_the_paper_with_a_separate_fingerprint(tiny_enc
     assert upsampled.frame_size(480, 640) == (32, 43)
     single = build(tiny_encoder, (1,), "upsampled")  # nothing to enlarge
     assert single.fingerprint == build(tiny_encoder, (1,)).fingerprint and single.image_size == 32
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        words = [f"encoder.checkpoint={tiny_encoder}", "s2.resolution=upsampled"]
-        assert build_encoder(encoder_settings(compose("train", words))).upsampled
+    cfg = composed("train", f"encoder.checkpoint={tiny_encoder}", "s2.resolution=upsampled")
+    assert build_encoder(encoder_settings(cfg)).upsampled
 
 
 def every_pixel(tiles: torch.Tensor) -> torch.Tensor:
