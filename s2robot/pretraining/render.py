@@ -98,10 +98,8 @@ def render_scenes(
     defaults: Any = settings_class(task)()
     env: Any = make(defaults.replace(image_size=image_size, **chosen), draw=False)
     m = env.model
-    looks = {
-        name: getattr(m, name)
-        for name in ("mat_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")
-    }
+    names = "mat_rgba light_diffuse light_pos cam_pos cam_quat cam_fovy".split()
+    looks = {name: getattr(m, name) for name in names}
     looks["headlight"] = m.vis.headlight.diffuse
     stock = {name: values.copy() for name, values in looks.items()}
     frames: list[np.ndarray] = []
