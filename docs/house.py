@@ -261,7 +261,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "demos": (("demos", "inspection"), 5252),  # 4000
     "policies": (("policies",), 3130),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3437),  # 3600
-    "training": (("training", "pretraining"), 1978),  # 1800
+    "training": (("training", "pretraining"), 1976),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4396),  # 4000
     "probing": (("probing",), 1505),  # 1600
     "serving": (("serving",), 930),  # 600
