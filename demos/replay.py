@@ -81,9 +81,8 @@ def seen_of(
     if store.attrs["kind"] != "states":
         return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras], None
     source: Any = world_of_demos(store) if world is None else world
-    return [store.read("state", rows.start, rows.stop)], source.replace(
-        cameras=cameras, image_size=image_size
-    )
+    drawn = source.replace(cameras=cameras, image_size=image_size)
+    return [store.read("state", rows.start, rows.stop)], drawn
 
 
 def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int = 0) -> list[np.ndarray]:

@@ -73,7 +73,8 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
         seeds = ", ".join(str(run["successes"]) for run in arm["seeds"])
         costs = (arm["gflops_per_frame"], arm["parameters"] / 1e6, arm["ms_per_action"])
         texts = [as_text(arm[key]) for key in ("label", "encoder", "scales", "policy")]
-        progress = [_progress(arm.get("progress"))] if measure else []
+        values = arm.get("progress")
+        progress = ["{:.3f} [{:.3f}–{:.3f}]".format(*values) if values else "–"] if measure else []
         rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *progress, *map(_cell, costs)])
         colour, marker, glyph, _ = plots.look(i)
         parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
@@ -88,10 +89,6 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
         ("note", f"Interval: {'; '.join(sorted({arm['interval'] for arm in arms}))}."),
         page.figure(figure, "success", "Success of each arm with its interval, and of each training seed"),
     ]
-
-
-def _progress(values: Sequence[float] | None) -> str:
-    return "{:.3f} [{:.3f}–{:.3f}]".format(*values) if values else "–"
 
 
 def _published(facts: _Facts) -> list[Block]:

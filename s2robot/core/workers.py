@@ -102,9 +102,7 @@ class Pool:
                 return
             yield waiting.popleft().result()
 
-    def as_done(
-        self, function: Callable, tasks: Iterable[tuple], ahead: int = 0
-    ) -> Iterator[tuple[tuple, Any]]:
+    def as_done(self, function: Callable, tasks: Iterable[tuple], ahead: int = 0) -> Iterator[tuple]:
         """Yield each task and its result as it ends; ``ahead`` extra tasks are queued so that no worker waits."""
         remaining, running = iter(tasks), dict[Future, tuple]()
         while True:

@@ -113,9 +113,7 @@ class EpisodeLog(Subscriber):
                 lines.append(Line(time[at], path[at], label, colour, style=dots))
             if i < self.limits.joints:
                 ends = self._low[i], self._high[i]
-                lines += [
-                    Line(time[[0, -1]], [end, end], "", VERMILLION, style={"marker": ""}) for end in ends
-                ]
+                lines += [Line(time[[0, -1]], [y, y], "", VERMILLION, style={"marker": ""}) for y in ends]
                 name = f"joint {i + 1} (rad): limits {ends[0]:.2f} to {ends[1]:.2f}"
                 ylim = path.min() - _ROOM, path.max() + _ROOM
             panels.append(Panel(name, lines, "s", ylim=ylim))

@@ -76,8 +76,7 @@ def build_encoder(cfg: Mapping[str, Any], tuned: Mapping[str, Tensor] | None = N
         return _trained(settings, tuned or {})
     backbone = backbone_of(settings)
     if settings.zoom is not None:
-        options = arguments(settings, backbone)
-        return FovealEncoder(backbone, settings.zoom, settings.gaze, tuned, **options)
+        return FovealEncoder(backbone, settings.zoom, settings.gaze, tuned, **arguments(settings, backbone))
     if tuned:
         state = backbone.model.state_dict()
         load_strict(backbone.model, state | dict(tuned), f"encoder {settings.name}, fine-tuned")

@@ -93,9 +93,7 @@ class FovealEncoder(S2Encoder):
         layout = self.layout_of(*frame)  # the crop's, too: its sides are rounded
         whole, places = self._encode(images, layout), token_places(*layout.grid).to(self.scale.device)
         corners = corners_of(self.look(images, whole, places, cameras), frame, crop)
-        crops = [
-            x[a : a + crop[0], b : b + crop[1]] for x, (a, b) in zip(images, corners.tolist(), strict=True)
-        ]
+        crops = [x[a : a + crop[0], b : b + crop[1]] for x, (a, b) in zip(images, corners, strict=True)]
         share = torch.tensor(crop) / torch.tensor(frame)  # (2,)
         centre = (2 * corners / torch.tensor(frame) + share - 1).flip(1).to(places)  # (B, 2)
         inside = centre[:, None] + share.flip(0).to(places) * places  # (B, N, 2)
@@ -134,9 +132,7 @@ def gaze_at(tokens: Tensor, maps: Tensor, places: Tensor) -> Tensor:
     """Return the centre (B, 2) of the heat maps (K, D + N) of tokens (B, N, D) at places (N, 2)."""
     n, d = tokens.shape[1:]
     if maps.shape[1] != d + n:
-        raise UserError(
-            f"{KEY}: expected heat maps of {d} channels at {n} tokens, got {maps.shape[1]} weights"
-        )
+        raise UserError(f"{KEY}: expected maps of {d} channels at {n} tokens, got {maps.shape[1]} weights")
     weight, bias = maps.split([d, n], -1)
     heat = (tokens @ weight.T + bias.T).softmax(1).pow(SHARPNESS).sum(-1)  # (B, N)
     return heat / heat.sum(1, keepdim=True) @ places

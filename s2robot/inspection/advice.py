@@ -37,9 +37,7 @@ def advise(store: EpisodeStore, count: int, settings: AdviceSettings) -> str:
     share, size, side = sorted(found)[len(found) // 2]  # of the cameras
     spans = {scale: scale * settings.tokens * share for scale in SCALES}
     best = next((scale for scale, span in spans.items() if span >= 1), None)
-    advice = "no scale is likely to suffice: move the cameras closer"
-    if best:
-        advice = f"s2.scales=[{best}] is likely to pay"
+    advice = f"s2.scales=[{best}] is likely to pay" if best else "no scale is likely to suffice"
     tokens = ", ".join(f"{span:.1f} tokens at scale {scale}" for scale, span in spans.items())
     return f"object {size:.0f} px in frames of {side} px: {tokens}; {advice}"
 
@@ -53,9 +51,7 @@ def object_size(frames: np.ndarray, change: float) -> float:
     from scipy import ndimage  # takes long to import
 
     first, during, last = frames.astype(np.int16)
-    unlike, left, gone = (
-        np.abs(first - x).max(-1) > change for x in (np.median(first, axis=0), during, last)
-    )
+    unlike, left, gone = (np.abs(first - x).max(-1) > change for x in (np.median(first, 0), during, last))
     areas = [
         np.bincount(ndimage.label(mask)[0].ravel(), minlength=2)[1:].max() for mask in unlike & ~left & gone
     ]

@@ -150,9 +150,8 @@ def plan_levels(
                 f"got a level of {frame[0]} x {frame[1]} px"
             )
     levels = tuple(plan_tiles(frame, tile, patch, overlap) for frame in frames)
-    return Layout(
-        levels, (tile[0] // patch, tile[1] // patch), (frames[0][0] // patch, frames[0][1] // patch)
-    )
+    tile_grid, grid = ((rows // patch, columns // patch) for rows, columns in (tile, frames[0]))
+    return Layout(levels, tile_grid, grid)
 
 
 def base_size(height: int, width: int, tile: Size, patch: int) -> Size:

@@ -50,9 +50,7 @@ class S2VisionConfig(PreTrainedConfig):
         self.image_size, self.patch_size = self.scales[-1] * tower.image_size, pool * tower.patch_size
         side = self.scales[-1] * (tower.image_size // tower.patch_size)  # tokens of the largest scale
         if side % pool or self.image_size // self.patch_size != side // pool:
-            raise UserError(
-                f"pool: expected a divisor of {side} tokens and {self.image_size} px a side, got {pool}"
-            )
+            raise UserError(f"pool: expected a divisor of {side} tokens and {self.image_size} px, got {pool}")
 
 
 class S2VisionTower(PreTrainedModel):

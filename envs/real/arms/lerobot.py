@@ -252,9 +252,7 @@ class LeRobotArm(arms.ArmDriver):
             ends = self._bus.calibration[name]
             inside = ends.range_min - AGREE <= place <= ends.range_max + AGREE and place
             if not inside or abs(first[name] - place) > AGREE:
-                raise ConnectionError(
-                    f"positions {first} and {second} disagree, or are outside the calibration"
-                )
+                raise ConnectionError(f"positions {first} and {second} disagree or leave the calibration")
         return second
 
     def _drain(self) -> Any:
