@@ -1,6 +1,6 @@
 """How often the intervals of a comparison hold, and how wide they are: simulated, with the truth known.
 
-    python -m benchmarks.interval_coverage                # two tables
+    python -m benchmarks.interval_coverage                # three tables
     python -m benchmarks.interval_coverage runs=500       # a rougher one
 
 Success of seed and position: a normal latent of which a position gives the share `hard`, and a level of the seed
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from s2robot.comparison.paired import bounds, predicted
+from s2robot.comparison.paired import bounds, log_evidence, predicted
 
 RATES = (0.5, 0.9, 0.95, 0.98, 0.99)
 SEEDS = (3, 5, 10)
 WORLDS = ((0.0, 0.0), (0.0, 0.3), (0.05, 0.3), (0.1, 0.3), (0.2, 0.0))  # spread, hard; last: seeds dominate
-POSITIONS = 128
+POSITIONS, LOOK = 128, 16
 SIMULATED = 500  # positions beside real trials
 
 
@@ -45,6 +45,21 @@ def arms(rng: Any, runs: int, seeds: int, rate: float, spread: float, hard: floa
     return {"covered": float(((low <= rate) & (rate <= high)).mean()), "width": float(width)}
 
 
+def looks(rng: Any, runs: int, seeds: int, rate: float, hard: float) -> tuple[float, float]:
+    """Chance that an arm's truth is inside at every look: of the confidence sequence, and of `bounds`."""
+    x = draw(rng, runs, seeds, rate, 0.0, hard)
+    means = (2 * x.mean(1) - 1).round(12)  # (runs, positions)
+    values = np.unique(means)
+    counts = np.cumsum(means[..., None] == values, 1)[:, LOOK - 1 :: LOOK]  # (runs, looks, values)
+    truth, limit = 2 * rate - 1, math.log(20)
+    lost = [any(log_evidence(values, n, truth) >= limit for n in run) for run in counts]
+    inside = np.ones(runs, bool)
+    for n in range(LOOK, POSITIONS + 1, LOOK):
+        low, high, *_ = bounds(x[..., :n])
+        inside &= (low <= rate) & (rate <= high)
+    return 1 - float(np.mean(lost)), float(inside.mean())
+
+
 def beside_simulation(
     rng: Any, runs: int, trials: int, rate: float, gap: float, alike: float
 ) -> tuple[float, float]:
@@ -66,6 +81,10 @@ def main(words: list[str]) -> None:
         found = [arms(rng, runs, seeds, rate, spread, hard) for rate in RATES]
         cells = [f"{100 * each['covered']:5.1f} {each['width']:4.2f}" for each in found]
         print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(cells))
+    print(f"Inside at every look (each {LOOK} positions), %: confidence sequence, interval of a fixed number")
+    for seeds in (1, 3):
+        cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
+        print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
     print(
         f"An arm by real trials and {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many"
     )

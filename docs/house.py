@@ -268,7 +268,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "core": (("",), 3188),  # 2700: core, config, the command line and the pipeline
 }
 MAX_TEST_LINES = 25000
-MAX_BENCHMARK_LINES = 3191
+MAX_BENCHMARK_LINES = 3210
 MAX_DOC_WORDS, MAX_README_WORDS = 24000, 900  # README included and the changelog not
 
 

@@ -68,7 +68,7 @@ def python(wheel, tmp_path_factory) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin/python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install"]
-    run(*pip, "--quiet", "--no-deps", "--no-index", "--no-compile", wheel)
+    run(*pip, "--quiet", "--no-deps", "--no-index", "--no-compile", wheel, env=isolated())
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python

@@ -125,7 +125,8 @@ def test_checkpoint_acts_as_trained_and_a_resumed_run_is_identical(demos, tmp_pa
         images = {name: store[f"images_{name}"][step] for name in CAMERAS}
         with torch.no_grad():
             features = model(torch.from_numpy(np.array(pixels[step : step + 1])))
-            seen = policy.plan(features[:, None], states[step : step + 1, None])[0, : policy.spec.execute]
+        plans = policy.plan_members(policy.pool(features[:, None]), states[step : step + 1, None])
+        seen = policy.clip(policy.combine(plans))[0, : policy.spec.execute]
         acted = loaded.plan({"images": images, "proprio": store["proprio"][step]})
         assert np.array_equal(acted, seen.numpy())
 

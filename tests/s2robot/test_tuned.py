@@ -86,8 +86,9 @@ def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarr
     policy, _ = load_checkpoint(checkpoint)
     with torch.no_grad():
         features = tail(torch.from_numpy(np.array(entering)))
-        seen = policy.plan(features[:, None], torch.from_numpy(store["proprio"])[:, None])
-    return np.stack(acted), seen[:, : policy.spec.execute].numpy()
+        pooled = policy.pool(features[:, None])
+    plans = policy.plan_members(pooled, torch.from_numpy(store["proprio"])[:, None])
+    return np.stack(acted), policy.clip(policy.combine(plans))[:, : policy.spec.execute].numpy()
 
 
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", 0), ("bfloat16", 2)])

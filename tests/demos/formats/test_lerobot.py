@@ -164,7 +164,7 @@ def test_full_disk_error_names_the_output(tmp_path, copy, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("s2robot.demos.store.define_arrays", full)
+    monkeypatch.setattr("s2robot.demos.arrays.define_arrays", full)
     with pytest.raises(UserError, match="^[^:]*out.zarr: the disk is full"):
         convert(copy, tmp_path / "out.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]

@@ -154,13 +154,13 @@ def test_non_finite_loss_keeps_the_last_state(data, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         fit(data, tmp_path, kill_at=5)
     state, before = (tmp_path / "training_state.pt").read_bytes(), weights(tmp_path / "checkpoint")
-    original = ChunkPolicy.loss
+    original = ChunkPolicy.forward
 
     def with_nan(self, batch):
         loss, scalars = original(self, batch)
         return loss, {name: value * float("nan") for name, value in scalars.items()}
 
-    monkeypatch.setattr(ChunkPolicy, "loss", with_nan)
+    monkeypatch.setattr(ChunkPolicy, "forward", with_nan)
     with pytest.raises(UserError, match="the loss is nan at step 10"):
         fit(data, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state

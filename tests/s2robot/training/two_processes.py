@@ -51,7 +51,7 @@ def watch(seen: dict, number: int, fails: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise UserError("no space left")
 
-    wrap(ChunkPolicy, "loss")
+    wrap(ChunkPolicy, "forward")
     wrap(MAE, "forward")
 
 
