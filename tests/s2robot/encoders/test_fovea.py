@@ -84,7 +84,7 @@ def test_wrong_gazes_are_one_line(gazing):
         with pytest.raises(UserError, match=words) as error:
             build_encoder(gazing | changes)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="heat maps of 64 channels at 20 tokens, got 80 weights"):
+    with pytest.raises(UserError, match="maps of 64 channels at 20 tokens, got 80 weights"):
         build_encoder(gazing).encode(noise(1, 48, 64))
 
 
