@@ -28,6 +28,7 @@ from s2robot.core.provenance import policy_sha256, short_hash
 from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.demos.windows import Windows, make_windows
+from s2robot.encoders.build import build_encoder
 from s2robot.encoders.cache import Joined
 from s2robot.encoders.tuning import FullEncoder, Tail
 from s2robot.policies import ChunkPolicy, PolicySpec, check_contract, load_checkpoint, load_tuned
@@ -200,7 +201,7 @@ def _begin_from(
 
 
 class _Run(Run):
-    """The steps of one training: batches, metrics, checkpoints."""
+    """The steps of one training: batches, metrics, checkpoints (with the maps of a gaze as they are when it begins)."""
 
     verb, state_file = "train", "training_state.pt"
     settings: TrainSettings
@@ -212,7 +213,8 @@ class _Run(Run):
     ) -> None:  # fmt: skip
         self.batches, self.validation, self.contract = batches, validation, contract
         self.progress, self.rollout = progress, rollout
-        precision, product = precision_of(settings), product_of(settings)
+        precision, product, encoder = precision_of(settings), product_of(settings), contract["encoder"]
+        self.maps = build_encoder(encoder["settings"]).maps if encoder.get("settings", {}).get("zoom") else {}
         optimizer = torch.optim.AdamW(
             groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
             lr=settings.lr,
@@ -228,7 +230,7 @@ class _Run(Run):
             "policy": policy.spec.to_dict(),
             "dataset": contract["dataset"],
             **({"policy.task_vectors": short_hash(policy.tasks.table.tolist())} if policy.tasks else {}),
-            "encoder": contract["encoder"],
+            "encoder": encoder,
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": f"{precision}, {product}",
@@ -341,7 +343,7 @@ class _Run(Run):
         main = ("train_loss", "val_loss")
         summary = {k: row[k] for k in row if k in main or (k.startswith("val_") and k.endswith("_error"))}
         training = {**self.contract["training"], **summary, "step": self.learner.step}
-        save(self.out / name, self.averaged, {**self.contract, "training": training})
+        save(self.out / name, self.averaged, {**self.contract, "training": training}, self.maps)
 
     def _keep_best(self) -> None:
         """List the `checkpoint_<step>` of highest success in checkpoints.json (later wins ties), remove the others."""

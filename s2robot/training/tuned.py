@@ -47,11 +47,9 @@ def groups_of(model: nn.Module, lr: float, weight_decay: float, rate: float) -> 
     return parameter_groups(model.policy, weight_decay) + tail
 
 
-def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any]) -> None:
+def save(folder: Path, model: ChunkPolicy | TunedPolicy, contract: Mapping[str, Any], maps: Any) -> None:
     """Save the trained model as a checkpoint, with a tuned encoder (its fingerprint is updated) or the maps of a gaze."""
-    policy, tuned, encoder = model, dict[str, Tensor](), contract["encoder"]
-    if encoder.get("settings", {}).get("zoom"):
-        tuned = build_encoder(encoder["settings"]).maps  # type: ignore[assignment, operator]
+    policy, tuned, encoder = model, maps, contract["encoder"]
     if isinstance(model, TunedPolicy):
         policy, tuned = model.policy, model.tail.tuned()
         built = build_encoder(encoder["settings"], tuned)
