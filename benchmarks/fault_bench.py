@@ -62,7 +62,7 @@ class Case:
     passing: str = ""  # pattern of reasons for which the watchdog may hold meanwhile
     steps: int = 10_000  # of the episode
     deaf: bool = False  # the box receives commands only after the fault: use the sender's times
-    # of an SO-101
+    # SO-101 only
     bus: str = ""  # evaluated beside the servos
     stop: str = "hold"  # robot.stop
 
@@ -268,7 +268,7 @@ class Bench:
         self._trace(out, times, speeds, fault, until)
 
     def _trace(self, out: Outcome, times: np.ndarray, speeds: np.ndarray, fault: float, until: float) -> None:
-        """What the fastest joint's speeds (N,) say."""
+        """Set the peak speed and the standstill from the fastest joint's speeds (N,)."""
         out.peak = float(speeds[times >= fault].max())
         window = (times >= fault) & (times <= until)
         moving = times[window & (speeds > STILL)]

@@ -1,7 +1,7 @@
 """Break an SO-101 behind LeRobot, on emulated servos, and measure the reaction, for benchmarks/faults.py.
 
 Each run has new servos on a pseudo-terminal, in a process; LeRobot's `SOFollower`, the live loop with its default limits and
-a supervisor run in others, as in `s2robot deploy`. The bus notes every goal and torque that arrives, whoever sent it.
+a supervisor run in others, as in `s2robot deploy`. The bus logs every goal and torque that arrives, from any sender.
 """
 
 import fcntl
@@ -222,7 +222,7 @@ class ServoBench(Bench):
     def _check_stop(
         self, out: Outcome, case: Case, wire: list, fault: float, until: float, deaf: list[int]
     ) -> None:
-        """What the bus has noted: the last motion, and the stop of each servo but those that hear nothing."""
+        """Find in the bus log the last motion command, and the stop of every servo that still receives commands."""
         out.last_command = max([0.0, *(at - fault for at, kind, _ in wire if kind == "motion")])
         since = [packet for packet in wire[armed_at(wire) :] if fault <= packet[0] < until]
         stops = [(at, values) for at, kind, values in since if kind != "motion"]

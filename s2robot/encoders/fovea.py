@@ -148,7 +148,7 @@ def corners_of(gaze: Tensor, frame: Sequence[int], crop: Sequence[int]) -> Tenso
 def read_gaze(source: str, encoder: str) -> dict[str, Tensor]:
     """Return heat maps by camera of a policy, or of a .safetensors file with the fingerprint `encoder` in its metadata.
 
-    UserError: there are none, or they belong to an encoder with another fingerprint.
+    UserError: the source has no heat maps, or they belong to another encoder.
     """
     path = Path(source)
     if path.is_dir():
