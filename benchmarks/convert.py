@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 from timeit import timeit
+from typing import Literal
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def written(store: EpisodeStore, pictures: str) -> float:
+        def written(store: EpisodeStore, pictures: Literal["h264", "png"]) -> float:
             settings = ExportSettings(pictures=pictures)
             return seconds(lambda: export(store, folder / pictures, "lerobot", settings))
 

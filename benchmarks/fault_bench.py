@@ -74,7 +74,6 @@ class Outcome:
     case: str
     speed: float = np.nan  # when the fault came
     unsafe: int = 0  # commands on the wire outside limits or past the filter, in the whole run
-    peak: float = np.nan  # from the fault on
     last_command: float | None = None  # the last motion; of a stream that goes on, the last that changes
     stop_command: float | None = None  # the first stop on the wire
     standstill: float | None = None  # until all joints stood for good; None: they never did
@@ -171,15 +170,12 @@ class Bench:
                 ripe.set()
             striker.join()
             whole = cause in ("stopped", "ended", "steps") and loop.watchdog.state != State.FAULT
-            if whole:
-                recorder.finish(success=False, seed=0)
-            else:
-                recorder.discard()
+            recorder.finish(success=False, seed=0) if whole else recorder.discard()
             time.sleep(0.25)  # wait for commands still in flight
             if rushed := bridge.driver.rushed:
                 self.notes["mismatch"] = f"{rushed} commands sooner than a period after the last"
             if case.stopped and side("status")["ready"]:
-                self.notes["mismatch"] = f"the box is not stopped; {bridge.runtime.stop_text}"
+                self.notes["mismatch"] = f"the box is not stopped; acknowledged: {bridge.runtime.confirmed}"
             self._latched(out, loop)
             if cause == "raised" and bridge.driver.stopped:
                 out.state = out.state if out.state == "FAULT" else "STOPPED"
@@ -268,8 +264,7 @@ class Bench:
         self._trace(out, times, speeds, fault, until)
 
     def _trace(self, out: Outcome, times: np.ndarray, speeds: np.ndarray, fault: float, until: float) -> None:
-        """Set the peak speed and the standstill from the fastest joint's speeds (N,)."""
-        out.peak = float(speeds[times >= fault].max())
+        """Set the standstill from the fastest joint's speeds (N,)."""
         window = (times >= fault) & (times <= until)
         moving = times[window & (speeds > STILL)]
         out.standstill = float(moving[-1] - fault) if len(moving) else 0.0
@@ -287,16 +282,11 @@ class Bench:
         meant = "|".join(filter(None, (case.reason, case.passing)))
         out.load_holds = sum(not (meant and re.search(meant, why)) for why in held)
         if case.designed in ("HOLD", "RUNNING"):  # as it was when the episode was ended
-            out.state = history[-1][1].name
-            out.reasons = history[-1][2]
+            out.state, out.reasons = history[-1][1].name, history[-1][2]
+        by_load = out.reasons and all(map(BY_LOAD.search, out.reasons))
         if out.state == case.designed and (expected or not case.reason):
             out.as_designed = out.standstill is not None or not case.rests
-        elif (
-            out.state in ("FAULT", "HOLD")
-            and not expected
-            and out.reasons
-            and all(map(BY_LOAD.search, out.reasons))
-        ):
+        elif out.state in ("FAULT", "HOLD") and by_load and not expected:
             out.problem = f"{out.state} because of load: {out.reasons[0]}"
         if extra := self.notes.get("mismatch"):
             out.as_designed, out.reasons = False, (*out.reasons, extra)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def assemble(
     make = partial(XArmDriver, "127.0.0.1", ports=ports)
     starter = stack.enter_context(ThreadPoolExecutor(1))  # the supervisor starts while the driver connects
     starting = starter.submit(Supervisor, partial(make, gripper=False), limit_s=0.3 * patience)
-    stack.callback(lambda: starting.exception() or starting.result().close())
+    stack.callback(lambda: None if starting.exception() else starting.result().close())
     arm = stack.enter_context(make())
     arm.connect(PATIENCE_S)
     arm._sdk.clean_error()  # the operator's part; the driver never does
@@ -147,7 +147,7 @@ def assemble(
     safety = SafetyConfig(state_age_max=limits.state_hold)
     loop = LoopConfig(live=True, image_size=SIZE)
     runtime = ArmRuntime(
-        driver, {"hand": camera}, policy, points, loop, limits, safety, [recorder], supervisor=supervisor
+        cast(Any, driver), {"hand": camera}, policy, points, loop, limits, safety, [recorder], supervisor=supervisor
     )  # fmt: skip
     runtime.loop.subscribers.append(Ripe(runtime.loop, policy, on_ripe))
     return Bridge(driver, runtime, policy, recorder, note(runtime.loop.safety))

@@ -25,14 +25,20 @@ def make_checkpoint(folder: Path) -> Path:
 
 
 @contextmanager
-def start(checkpoint: Path, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """`s2robot serve` on a free port, and its URL; it is killed at the end."""
+def served(
+    checkpoint: Path, threads: int = 1, deadline_s: float = 2.0
+) -> Iterator[tuple[subprocess.Popen, RemotePolicy]]:
+    """`s2robot serve` on a free port, and a client; both end with the context."""
     paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+    settings = [
+        f"checkpoint='{checkpoint.resolve()}'",
+        "serve.port=0",
+        "serve.device=cpu",
+        f"serve.threads={threads}",
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{checkpoint.resolve()}'", "serve.port=0", "serve.device=cpu",
-         *options],
-        cwd=checkpoint.parent, env=os.environ | {"S2ROBOT_TOKEN": TOKEN, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "s2robot", "serve", *settings], cwd=checkpoint.parent, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"S2ROBOT_TOKEN": TOKEN, "PYTHONPATH": paths},
     )  # fmt: skip
     assert process.stdout is not None
     try:
@@ -40,18 +46,11 @@ def start(checkpoint: Path, *options: str) -> Iterator[tuple[subprocess.Popen, s
         if "policy at ws://" not in line:
             raise RuntimeError("the policy server did not start")
         threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
-        yield process, line.split()[-1]
+        with RemotePolicy(line.split()[-1], TOKEN, deadline_s, connect_s=30.0) as policy:
+            yield process, policy
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def served(checkpoint: Path) -> Iterator[tuple[subprocess.Popen, RemotePolicy]]:
-    """`s2robot serve` and a client; both end with the context."""
-    with start(checkpoint, "serve.threads=1") as (process, url):
-        with RemotePolicy(url, TOKEN, deadline_s=2.0, connect_s=30.0) as policy:
-            yield process, policy
 
 
 def _make(folder: Path) -> None:

@@ -189,8 +189,8 @@ class ServoBench(Bench):
             serving.start()
             stack.callback(serving.kill)
             options = {"calibration_dir": str(self.folder)}
-            own = SO101 | {"port": pipe.recv(), "options": options, "stop": case.stop}
-            about = ArmDescription(**yaml_defaults("robot/lerobot") | own)
+            own = {**SO101, "port": pipe.recv(), "options": options, "stop": case.stop}
+            about = ArmDescription(**{**yaml_defaults("robot/lerobot"), **own})
             loop = stack.enter_context(Loop(about, case.process == "terminal closed"))
             if (said := loop.heard()) != "moving":
                 out.problem = f"no fault: the loop said {said}"

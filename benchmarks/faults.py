@@ -2,7 +2,7 @@
 
     python benchmarks/faults.py                               # every fault 20 times
     python benchmarks/faults.py --faults nan,hang --repeat 3
-    python benchmarks/faults.py --markdown table.md --json faults.json
+    python benchmarks/faults.py --out runs.jsonl              # a line per fault, as soon as it is measured
     <python of LeRobot's environment> benchmarks/faults.py --arm so101
 
 Each run is an episode with the vendor's SDK, the emulated box, the live control loop with its default limits, a supervisor,
@@ -13,21 +13,23 @@ as designed.
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = {"xarm7": "benchmarks.fault_cases", "so101": "benchmarks.fault_so101"}  # each has CASES and benches
 TRIES = 4  # of a run that load has spoilt
-HEAD = "fault|unsafe|last motion command, ms|stop command, ms|standstill, ms|afterwards|as designed".split(
-    "|"
-)
+TIMES = ("last motion command, ms", "stop command, ms", "standstill, ms")
+COLUMNS = ("fault", "unsafe", *TIMES, "afterwards", "as designed")
 
 
 def attempt(bench: Any, case: Any) -> list[Any]:
@@ -39,77 +41,69 @@ def attempt(bench: Any, case: Any) -> list[Any]:
     return outcomes
 
 
-def row(case: Any, outcomes: list) -> dict[str, Any]:
-    """The figures of one fault."""
-    import numpy as np
-
-    valid = [o for o in outcomes if o.valid]
-    stopped = case.designed in ("FAULT", "STOPPED", "IDLE")
-
-    def spread(key: str, shown: bool, absent: float | None = None) -> list[float | None]:
-        found = [getattr(o, key) if getattr(o, key) is not None else absent for o in valid if shown]
-        values = [value for value in found if value is not None]
-        return [float(np.median(values)), float(max(values))] if values else [None, None]
-
-    return {
-        "fault": case.what,
-        "name": case.name,
-        "runs": len(valid),
-        "peak_speed": max((o.peak for o in valid), default=None),
-        "speed_min": min((o.speed for o in valid), default=None),
-        "unsafe": sum(o.unsafe for o in outcomes),
-        "last_command": spread("last_command", case.rests),
-        "stop_command": spread("stop_command", stopped),
-        "standstill": spread("standstill", case.rests, np.inf),
-        "designed": case.designed,
-        "states": sorted({o.state for o in valid}),
-        "as_designed": sum(o.as_designed for o in valid),
-        "records_intact": sum(o.record_intact for o in outcomes),
-        "records": len(outcomes),
-        "repeated_for_load": len(outcomes) - len(valid),
-        "held_for_load": sum(o.load_holds > 0 for o in valid),
-        "reasons": sorted({why for o in valid for why in o.reasons[:1]}),
-        "good": bool(valid)
-        and all(o.as_designed for o in valid)
-        and all(o.record_intact and o.unsafe == 0 for o in outcomes),
-    }
+def stored(case: Any, outcomes: list) -> dict[str, Any]:
+    """What the file holds of a fault: its design, and the outcome of every run."""
+    design = {"fault": case.what, "name": case.name, "designed": case.designed, "rests": case.rests}
+    return design | {"outcomes": [asdict(outcome) for outcome in outcomes]}
 
 
-def cells(r: dict[str, Any]) -> list[str]:
-    """A row of the table."""
-
-    def ms(spread: list[float | None]) -> str:
-        if spread[0] is None:
-            return "–"
-        return " / ".join("never" if v == float("inf") else f"{v * 1000:.0f}" for v in spread)
-
-    note = "" if r["good"] else " **mismatch**" if r["runs"] else " **no valid run**"
-    note += f", {damaged} records damaged" if (damaged := r["records"] - r["records_intact"]) else ""
-    note += ", load" if r["held_for_load"] + r["repeated_for_load"] else ""
-    return [
-        r["fault"], str(r["unsafe"]), ms(r["last_command"]), ms(r["stop_command"]), ms(r["standstill"]),
-        " / ".join(r["states"]) + ("" if r["states"] == [r["designed"]] else f" (designed: {r['designed']})"),
-        f"{r['as_designed']}/{r['runs']}" + note,
-    ]  # fmt: skip
+def good(fault: Mapping[str, Any]) -> bool:
+    """Whether every run that counts was as designed, and all were safe and kept the records."""
+    runs = fault["outcomes"]
+    designed = [run["as_designed"] for run in runs if not run["problem"]]
+    return (
+        bool(designed) and all(designed) and all(run["record_intact"] and not run["unsafe"] for run in runs)
+    )
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table for docs/faults.md."""
-    lines = [HEAD, ["---"] * len(HEAD), *map(cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def row(fault: Mapping[str, Any]) -> dict[str, str]:
+    """A fault's row of the table, by column; times as median / maximum."""
+    runs, designed = fault["outcomes"], fault["designed"]
+    valid = [run for run in runs if not run["problem"]]
+
+    def ms(key: str, shown: bool, absent: float | None = None) -> str:
+        found = [absent if run[key] is None else run[key] for run in valid if shown]
+        times = [1000 * seconds for seconds in found if seconds is not None]
+        pair = (median(times), max(times)) if times else ()
+        return " / ".join("never" if each == math.inf else f"{each:.0f}" for each in pair) or "–"
+
+    states, damaged = sorted({run["state"] for run in valid}), sum(not run["record_intact"] for run in runs)
+    note = "" if good(fault) else " **mismatch**" if valid else " **no valid run**"
+    note += f", {damaged} records damaged" if damaged else ""
+    note += ", load" if len(runs) > len(valid) or any(run["load_holds"] for run in valid) else ""
+    texts = (
+        fault["fault"],
+        str(sum(run["unsafe"] for run in runs)),
+        ms("last_command", fault["rests"]),
+        ms("stop_command", designed in ("FAULT", "STOPPED", "IDLE")),
+        ms("standstill", fault["rests"], math.inf),
+        " / ".join(states) + ("" if states == [designed] else f" (designed: {designed})"),
+        f"{sum(run['as_designed'] for run in valid)}/{len(valid)}" + note,
+    )
+    return dict(zip(COLUMNS, texts, strict=True))
 
 
-def measure(arm: Any, cases: list, repeat: int, folder: Path) -> list[dict[str, Any]]:
-    """All runs, by case."""
-    rows = {}
+def table(faults: Iterable[Mapping], columns: Sequence[str] = COLUMNS) -> str:
+    """The table of docs/faults.md."""
+    rows = [columns, ["---"] * len(columns), *([row(fault)[name] for name in columns] for fault in faults)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in rows)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The faults of a file that `--out` wrote, the last line of each, in the order of the first."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return list({fault["name"]: fault for fault in lines}.values())
+
+
+def measure(arm: Any, cases: list, repeat: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """Run each case; yield what `stored` returns."""
     for bench, own in arm.benches(cases, folder):
         for case in own:
             begin = time.monotonic()
-            outcomes = [o for _ in range(repeat) for o in attempt(bench, case)]
-            rows[case.name] = row(case, outcomes) | {"outcomes": [asdict(o) for o in outcomes]}
+            fault = stored(case, [o for _ in range(repeat) for o in attempt(bench, case)])
             took = time.monotonic() - begin
-            print(f"{took:6.1f} s  {'  '.join(cells(rows[case.name]))}", file=sys.stderr, flush=True)
-    return [rows[case.name] for case in cases]
+            print(f"{took:6.1f} s  {'  '.join(row(fault).values())}", file=sys.stderr, flush=True)
+            yield fault
 
 
 def main() -> int:
@@ -117,8 +111,9 @@ def main() -> int:
     parser.add_argument("--arm", choices=ARMS, default="xarm7")
     parser.add_argument("--faults", default="", help="names, with commas between (default: all)")
     parser.add_argument("--repeat", type=int, default=20, help="runs of each (default 20)")
-    parser.add_argument("--json", type=Path, help="file for all figures of all runs")
-    parser.add_argument("--markdown", type=Path, help="file for the table as Markdown")
+    parser.add_argument(
+        "--out", type=Path, help="file to which each fault's runs are appended, a JSON line a fault"
+    )
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
     arm = import_module(ARMS[args.arm])
@@ -130,20 +125,21 @@ def main() -> int:
     begin = time.monotonic()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the vendor's SDK talks on stdout, also in other processes
+    faults = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(arm, [known[name] for name in names], args.repeat, Path(folder))
-    print(markdown(rows), file=out)
-    took, load = time.monotonic() - begin, os.getloadavg()[0]
-    speed = min((r["speed_min"] for r in rows if r["runs"]), default=0.0)
+        for fault in measure(arm, [known[name] for name in names], args.repeat, Path(folder)):
+            faults.append(fault)
+            if args.out:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(fault) + "\n")
+    print(table(faults), file=out)
+    runs = [run for fault in faults for run in fault["outcomes"] if not run["problem"]]
+    speed, load = min((run["speed"] for run in runs), default=0.0), os.getloadavg()[0]
     print(
-        f"{sum(r['runs'] for r in rows)} runs in {took:.0f} s, at {speed:.2f} rad/s or more, load {load:.1f}",
+        f"{len(runs)} runs in {time.monotonic() - begin:.0f} s, at {speed:.2f} rad/s or more, load {load:.1f}",
         file=out,
     )
-    if args.markdown:
-        args.markdown.write_text(markdown(rows) + "\n")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1, default=str) + "\n")
-    if bad := [r["name"] for r in rows if not r["good"]]:
+    if bad := [fault["name"] for fault in faults if not good(fault)]:
         print("not as designed, unsafe, or without a valid run:", ", ".join(bad), file=out)
     return int(bool(bad))
 

@@ -83,15 +83,15 @@ def main(words: list[str]) -> None:
         print(f"{seeds:5d} {spread:6.2f} {hard:4.1f} | " + " | ".join(cells))
     print(f"Inside at every look (each {LOOK} positions), %: confidence sequence, interval of a fixed number")
     for seeds in (1, 3):
-        cells = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
-        print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in cells))
+        pairs = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
+        print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in pairs))
     print(
         f"An arm by real trials and {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many"
     )
     for trials, alike in product((20, 40, 80), (0.0, 0.5, 0.9)):
         given = [(rate, gap, alike) for rate in RATES[:3] for gap in (0.0, 0.15)]
-        found = [beside_simulation(rng, runs // 2, trials, *each) for each in given]
-        print(f"{trials:5d} {alike:4.1f} | " + " | ".join(f"{100 * a:4.1f} {b:4.2f}" for a, b in found))
+        worth = [beside_simulation(rng, runs // 2, trials, *each) for each in given]
+        print(f"{trials:5d} {alike:4.1f} | " + " | ".join(f"{100 * a:4.1f} {b:4.2f}" for a, b in worth))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ MODULES: dict[str, tuple[str, list[str]]] = {  # name -> file, its tests (those 
 TIMES, LEAST = 10, 60.0  # of the usual time, and at least so many seconds, until a fault counts as a hang
 
 
-def untouched(code: str) -> list[tuple[int, int]]:
+def untouched(code: str) -> list[tuple[tuple, tuple]]:
     """Ranges of the file, as (line, column) pairs, in which nothing is planted."""
     out = []
     for node in ast.walk(ast.parse(code)):
@@ -123,12 +123,12 @@ def judge(tree: Path, name: str, each: int, seed: int) -> dict:
     planted = sample(code, each, seed)
     for n, ((line, column), operator, mutated) in enumerate(planted, 1):
         path.write_text(mutated, encoding="utf-8")
-        caught, seconds = tests_fail(tree, tests, max(LEAST, TIMES * usual))
+        fell, seconds = tests_fail(tree, tests, max(LEAST, TIMES * usual))
         lines = zip(code.splitlines(), mutated.splitlines(), strict=False)
         change = next((f"{a.strip()} -> {b.strip()}" for a, b in lines if a != b), "")
-        if not caught:
+        if not fell:
             survived.append({"line": line, "column": column, "operator": operator, "change": change})
-        end = "caught" if caught else "SURVIVED"
+        end = "caught" if fell else "SURVIVED"
         print(f"{name} {n}/{len(planted)} {end} {seconds:.1f} s  {file}:{line} {change}", flush=True)
     path.write_text(code, encoding="utf-8")
     caught = len(planted) - len(survived)

@@ -1,7 +1,7 @@
 """Time S2 at two sizes on one model: the reference algorithm and our ways.
 
     python benchmarks/s2.py
-    python benchmarks/s2.py --models base --batches 1 --threads 2 --budget 5 --json s2.json
+    python benchmarks/s2.py --models base --batches 1 --threads 2 --budget 5
 
 Models have random weights: tiny (as mvp-tiny), small (as mvp-small), base (timm's vit_base_patch16_224). Rows:
 
@@ -12,14 +12,11 @@ The rows take turns; times are medians.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from pathlib import Path
 from timeit import timeit
-from typing import Any
 
 import timm
 import torch
@@ -68,7 +65,8 @@ def arms(vit: Backbone, batch: int) -> dict[str, tuple[Callable[[], Tensor], tor
     }
 
 
-def measure(name: str, batch: int, budget: float) -> list[dict]:
+def measure(name: str, batch: int, budget: float) -> None:
+    """Print the rows of a model and a batch."""
     vit = build(name)
     compared, tile = arms(vit, batch), vit.tile[0]
     for call, _ in compared.values():
@@ -76,19 +74,13 @@ def measure(name: str, batch: int, budget: float) -> list[dict]:
     round_s = sum(timeit(call, number=1) for call, _ in compared.values())
     rounds = max(5, min(101, int(budget / round_s)))
     turns = [{arm: timeit(call, number=1) for arm, (call, _) in compared.items()} for _ in range(rounds)]
-    rows = []
     for arm, (_, dtype) in compared.items():
-        median = statistics.median(turn[arm] for turn in turns)
-        row: dict[str, Any] = {
-            "model": name, "sizes": [tile, 2 * tile], "batch": batch, "arm": arm,
-            "dtype": str(dtype).removeprefix("torch."), "repeats": rounds, "ms": median * 1e3,
-            "frames_per_s": batch / median,
-            "ratio": statistics.median(turn["reference"] / turn[arm] for turn in turns),
-        }  # fmt: skip
-        texts = (f"{key} {v:.4g}" if isinstance(v, float) else str(v) for key, v in row.items())
-        print(", ".join(texts))
-        rows.append(row)
-    return rows
+        ms = 1e3 * statistics.median(turn[arm] for turn in turns)
+        ratio = statistics.median(turn["reference"] / turn[arm] for turn in turns)
+        print(
+            f"{name}, {tile} and {2 * tile} px, batch {batch}, {arm}, {dtype}: {ms:.4g} ms, "
+            f"{1e3 * batch / ms:.4g} frames/s, ratio {ratio:.4g}, {rounds} repeats"
+        )
 
 
 def main() -> None:
@@ -97,16 +89,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a table, if 5 repeats fit (60)")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     print(f"{capability}, {threads} threads, torch {torch.__version__}")
     with torch.inference_mode():
-        rows = [row for one in product(args.models, args.batches) for row in measure(*one, args.budget)]
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        for model, batch in product(args.models, args.batches):
+            measure(model, batch, args.budget)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,11 @@ HOME = np.array((0.0, 0.0115, 0.0, 0.7031, 0.0, 0.6916, 0.0))
 LIMITS = XARM7_LIMITS.replace(arm_box=((-0.2, 0.55), (-0.35, 0.35), (-0.2, 0.72)))  # walls near the elbow
 MOODS = ("wander", "far", "corner", "bang", "plunge", "sideways", "edge")  # one holds for many inputs
 NASTY = ("nan", "inf", "huge", "jump", "shape", "type", "stale", "gripper", "measured", "lag")  # one input
-SHAPES = (np.zeros(5), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6])
-TYPES = (None, "0000000", b"7 bytes", {}, object(), [None] * 7, np.zeros(7, complex), np.full(7, "1"), len)
+WRONG: dict[str, tuple] = {
+    "shape": (np.zeros(5), np.zeros((7, 1)), np.zeros((1, 7)), np.float64(0), np.zeros(0), [[0.0] * 7, [0.0] * 6]),
+    "type": (None, "0000000", b"7 bytes", {}, object(), [None] * 7, np.zeros(7, complex), np.full(7, "1"), len),
+    "gripper": (np.nan, 2.0, -1.0, "open", None, np.inf, []),
+}  # fmt: skip
 
 
 class Judge:
@@ -119,12 +122,11 @@ class Attacker:
             case "jump":
                 target = self.safety.q_last + rng.choice([-3.0, -step, step, 3.0]) * one
             case "shape" | "type":
-                kinds = SHAPES if nasty == "shape" else TYPES
-                target = kinds[rng.integers(len(kinds))]
+                target = WRONG[nasty][rng.integers(len(WRONG[nasty]))]
             case "stale":
                 age = rng.choice([1.0, np.nan, np.inf, -1.0, 0.0501])
             case "gripper":
-                gripper = (np.nan, 2.0, -1.0, "open", None, np.inf, [])[rng.integers(7)]
+                gripper = WRONG[nasty][rng.integers(7)]
             case "measured":
                 measured = (np.full(self.n, np.nan), np.zeros(5), None, "here")[rng.integers(4)]
             case "lag":

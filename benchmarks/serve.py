@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.fault_server import TOKEN, start
+from benchmarks.fault_server import served
 from s2robot.loading import load_policy
-from s2robot.serving.remote import RemotePolicy
 
 
 def main() -> None:
@@ -31,8 +30,7 @@ def main() -> None:
     size = encoder.image_size
     rng = np.random.default_rng(0)
     rows: dict[str, list[float]] = {"local": [], "remote": [], "server": [], "transport": []}
-    options = (f"serve.threads={args.threads}",)
-    with start(args.checkpoint, *options) as (_, url), RemotePolicy(url, TOKEN, 10, 30) as remote:
+    with served(args.checkpoint, args.threads, deadline_s=10) as (_, remote):
         for i in range(args.calls + 10):
             images = {c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in local.cameras}
             observation = {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}

@@ -43,7 +43,7 @@ def of_task(task: str, train: str = "") -> Row:
 
 
 TASKS = ("stack", "lift", "can", "square")
-PANDA = {
+PANDA: dict[str, Any] = {
     "world": "robot=panda demos.path=runs/policies/panda.zarr",
     "record": "robot=panda out=runs/policies/panda.zarr",
 }

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ PAGES = (
     "README.md",
     "docs/results.md",
     "docs/tasks.md",
+    "docs/faults.md",
     *(f"docs/results/{name}/README.md" for name in ("s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
@@ -149,9 +151,29 @@ def difference_table(name: str) -> str:
     return table(["difference", "points [95 %]", "p"], *rows)
 
 
+def faults_of(arm: str) -> tuple[Any, list[dict[str, Any]]]:
+    """Return benchmarks/faults.py, and the runs that it stored for an arm."""
+    sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
+    faults = import_module("benchmarks.faults")
+    return faults, faults.read(RESULTS / "faults" / f"{arm}.jsonl")
+
+
+def faults_table(arm: str) -> str:
+    faults, found = faults_of(arm)
+    runs = [run for fault in found for run in fault["outcomes"] if not run["problem"]]
+    said = f"{unsafe_commands(arm)} unsafe commands; {sum(run['as_designed'] for run in runs)} of {len(runs)} runs as designed"
+    return f"**{said}.**\n\n{faults.table(found, ('fault', *faults.TIMES, 'afterwards'))}"
+
+
+def unsafe_commands(arms: str) -> str:
+    found = [fault for arm in arms.split() for fault in faults_of(arm)[1]]
+    return str(sum(run["unsafe"] for fault in found for run in fault["outcomes"]))
+
+
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`; or one
-    figure: `success <comparison or table> <arm or row>`, `difference <comparison> <arm> <arm>`."""
+    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`,
+    `faults xarm7`; or one figure: `success <comparison or table> <arm or row>`, `difference <comparison> <arm> <arm>`,
+    `unsafe <arm> <arm>`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
         source, a, b = of.split()
@@ -165,6 +187,8 @@ def block(name: str) -> str:
         "pairs": pairs_table,
         "rows": success_table,
         "differences": difference_table,
+        "faults": faults_table,
+        "unsafe": unsafe_commands,
     }
     return makers[kind](of) if of else primary_table()
 
@@ -173,7 +197,7 @@ def renew(text: str) -> str:
     """Return a page with every table and every single figure written again."""
     wide = re.compile(r"(<!-- (?!end)(\w[^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
     text = wide.sub(lambda found: f"{found[1]}\n{block(found[2])}\n\n{found[3]}", text)
-    single = re.compile(r"[^|]*(<!-- ((?:success|difference) [^>]*) -->)")
+    single = re.compile(r"[^|]*(<!-- ((?:success|difference|unsafe) [^>]*) -->)")
     return single.sub(lambda found: f" {block(found[2])} {found[1]}", text)
 
 

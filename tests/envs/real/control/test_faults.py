@@ -12,7 +12,7 @@ from benchmarks.fault_cases import CASES, SCENE
 from benchmarks.fault_server import make_checkpoint, served
 from benchmarks.fault_so101 import ServoBench
 from benchmarks.fault_so101 import unsafe as unsafe_goals
-from benchmarks.faults import attempt, cells, markdown, row
+from benchmarks.faults import attempt, good, row, stored
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.watchdog import State
@@ -66,8 +66,8 @@ def test_unsafe_or_unexpected_outcomes_appear_in_the_table(bench):
     outcome, bench.notes = Outcome(case.name, unsafe=3, state="IDLE", standstill=0.1), {"history": []}
     bench._judge(outcome, case)
     assert outcome.valid and not outcome.as_designed
-    result = row(case, [outcome])
-    assert cells(result)[1] == "3" and "**mismatch**" in markdown([result]) and not result["good"]
+    fault = stored(case, [outcome])
+    assert row(fault)["unsafe"] == "3" and "**mismatch**" in row(fault)["as designed"] and not good(fault)
 
 
 @pytest.mark.parametrize(
