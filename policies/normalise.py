@@ -187,9 +187,7 @@ def channel_moments(
     UserError: no frames, or values that are not finite, as half precision can produce.
     """
     count = len(features if rows is None else rows)
-    total: Any = 0.0
-    square: Any = 0.0
-    seen: Any = 0
+    total = square = seen = np.zeros(())
     block = 64
     for begin in range(0, count, block * max(1, -(-count // max(frames, block)))):
         part = slice(begin, begin + block)

@@ -3,7 +3,6 @@
 A robot on a serial bus (`robot.bus`: SO-100, SO-101, Koch, OMX) is connected without `Robot.connect`, which switches its
 torque off and on. `arm` enables the torque, with each goal at the measured position. Other robots use `Robot.connect`.
 The supervisor opens the same serial port in advance, and uses it only when it has to stop the arm.
-
 Tested against emulated servos only (`s2robot.envs.real.emulator.servos`).
 """
 
@@ -30,6 +29,7 @@ from s2robot.envs.real.control.clock import now
 
 LOST = 256  # ArmState.error: two observations in a row failed; smaller numbers are the servos' status bits
 GONE = 1  # CommandResult.code: LeRobot raised an error instead of sending
+LATE_S = 0.2  # s after which a command may no longer leave: while this process was suspended, the arm may have been stopped
 LOCK_S = 0.2  # s that a stop waits for an unfinished transaction
 CAMERA_S = 0.1  # s by which a new frame may be older than its observation
 CHECK_EVERY = 2  # observations between two checks of torque or status
@@ -62,7 +62,7 @@ class LeRobotArm(arms.ArmDriver):
         self._robot: Any = None
         self._bus: Any = None  # only for a robot on a serial bus
         self._scale = np.full(limits.joints, np.pi / 180 if robot.units == "degrees" else 1.0)  # rad per unit
-        self._lock, self.news = threading.Lock(), threading.Condition()
+        self._lock, self.news, self._thread = threading.Lock(), threading.Condition(), threading.local()
         self.frames: dict[str, tuple[float, Any]] = {}
         self._heard, self._opening, self._seen = -np.inf, 1.0, 0
         self._misses, self._error, self._torque, self._configured = 0, 0, False, False
@@ -96,6 +96,8 @@ class LeRobotArm(arms.ArmDriver):
                     bus.connect(handshake=False)  # send nothing on a bus that the loop uses
                 elif bus is not None:
                     _tried(partial(_connect, bus))
+                    port, write, own = bus.port_handler, bus.port_handler.writePort, self._thread
+                    port.writePort = lambda data: 0 if now() > getattr(own, "until", np.inf) else write(data)
                     for camera in robot.cameras.values():
                         camera.connect()
                 elif not self._only_stops:
@@ -201,13 +203,14 @@ class LeRobotArm(arms.ArmDriver):
             if (target := self._sendable(q, gripper)) is None:
                 return CommandResult(arms.REFUSED, sent, sent)
             self._opening = self._opening if gripper is None else float(gripper)
-            values = self.to_robot(np.append(target, self._opening))
+            values = self.to_robot(np.append(target, self._opening)).tolist()
+            self._thread.until = sent + LATE_S
             try:  # without a gripper, zip drops the opening
-                self._robot.send_action(
-                    {f"{n}.pos": float(v) for n, v in zip(self.names, values, strict=False)}
-                )
+                self._robot.send_action({f"{n}.pos": x for n, x in zip(self.names, values, strict=False)})
             except Exception:
                 return CommandResult(GONE, sent, now())
+            finally:
+                self._thread.until = np.inf
             self._last = target
         return CommandResult(arms.OK, sent, now())
 
@@ -372,9 +375,8 @@ def check_port(port: str) -> None:
     expect(os.path.exists(port), "robot.port", "a serial port (lerobot-find-port lists them)", found)
     allowed = os.access(port, os.R_OK | os.W_OK)
     expect(allowed, "robot.port", f"permission for {port} (add the user to the group dialout)", "none")
-    real = os.path.realpath(port)
     for link in glob("/proc/[0-9]*/fd/*"):
         with suppress(OSError):
             pid = link.split("/")[2]
-            used = os.readlink(link) == real and pid != str(os.getpid())
+            used = os.readlink(link) == os.path.realpath(port) and pid != str(os.getpid())
             expect(not used, "robot.port", f"{port} free", f"it in use by process {pid}")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import termios
+import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -180,8 +181,9 @@ class Bus:
         motor = SimpleNamespace(model="sts", norm_mode=SimpleNamespace(value=mode))
         self.motors = dict.fromkeys([*JOINTS, "gripper"], motor)
         self.calibration = dict.fromkeys(self.motors, SimpleNamespace(range_min=0, range_max=4095))
+        self.goals, self.status, self.packets = {}, 0, []
         self.port_handler = SimpleNamespace(ser=SimpleNamespace(reset_input_buffer=lambda: None))
-        self.goals, self.status = {}, 0
+        self.port_handler.writePort = lambda data: self.packets.append(data) or len(data)
 
     def connect(self):
         self.is_connected = True
@@ -253,6 +255,21 @@ def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos)
     bus.goals, bus.late, bus.unplugged = {}, 1, False
     arm.arm()  # reads the positions again
     assert not arm.stopped and bus.goals == dict.fromkeys(JOINTS, 2000) | bus.goals
+
+
+def test_command_of_a_suspended_process_does_not_leave(made, servos):
+    arm, bus = made(servos, units="normalised"), servos.bus
+    arm.arm()
+
+    def send_action(action):
+        time.sleep(pauses.pop(0))  # as if suspended between the loop's last check and the packet
+        if bus.port_handler.writePort(b"goal") != 4:
+            raise ConnectionError
+
+    servos.send_action, q, pauses = send_action, arm.read().q, [0.0, 0.3, 0.0]
+    for code, packets in ((OK, 1), (GONE, 1), (OK, 2)):
+        assert (arm.command(q, 0.5).code, len(bus.packets)) == (code, packets)
+    assert bus.port_handler.writePort(b"stop") == 4
 
 
 @pytest.mark.skipif(find_spec("lerobot") is not None, reason="LeRobot is installed")
