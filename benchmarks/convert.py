@@ -11,7 +11,6 @@ import time
 from functools import partial
 from pathlib import Path
 from timeit import timeit
-from typing import Literal
 
 import numpy as np
 
@@ -41,8 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def written(store: EpisodeStore, pictures: Literal["h264", "png"]) -> float:
-            settings = ExportSettings(pictures=pictures)
+        def written(store: EpisodeStore, pictures: str) -> float:
+            settings = ExportSettings.model_validate({"pictures": pictures})
             return seconds(lambda: export(store, folder / pictures, "lerobot", settings))
 
         if args.way == "in":

@@ -71,12 +71,8 @@ def main() -> None:
 
     again, threads = trained + store.num_steps * encode, torch.get_num_threads()
     print(f"\n{encoder.name}, sizes {list(encoder.sizes)}, {encoder.dtype}, {threads} threads")
-    print(
-        f"{len(store)} episodes, {store.num_steps} steps, {len(task.cameras)} cameras; policy {cfg.policy.kind}"
-    )
-    print(
-        f"encoding a step of all cameras: {encode * 1e3:.1f} ms; an epoch from cached features: {trained:.2f} s"
-    )
+    print(f"{store.num_steps} steps, {len(task.cameras)} cameras; policy {cfg.policy.kind}")
+    print(f"encoding a step: {encode * 1e3:.1f} ms; an epoch from cached features: {trained:.2f} s")
     print(f"with every frame encoded again (scaled): {again:.2f} s, {again / trained:.0f} x")
 
 

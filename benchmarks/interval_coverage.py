@@ -86,7 +86,7 @@ def main(words: list[str]) -> None:
         pairs = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in pairs))
     print(
-        f"An arm by real trials and {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many"
+        f"Real trials and {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many"
     )
     for trials, alike in product((20, 40, 80), (0.0, 0.5, 0.9)):
         given = [(rate, gap, alike) for rate in RATES[:3] for gap in (0.0, 0.15)]

@@ -168,8 +168,7 @@ def main() -> int:
         if safe.verdict == Verdict.STOP and not safety.dq_last.any():  # after the stop, at rest
             judge = Judge(safety.limits, safety.points, start(safety, rng))
             left = 0
-    outside = f"{sum(faults.values())} outputs outside limits {dict(faults)}"
-    print(f"{args.inputs} inputs, seed {args.seed}: {outside}")
+    print(f"{args.inputs} inputs, seed {args.seed}: {faults.total()} outputs outside limits {dict(faults)}")
     print("verdicts:", ", ".join(f"{name} {count}" for name, count in verdicts.most_common()))
     cost = np.percentile(seconds, [50, 99, 99.9]) * 1e6
     print(f"cost of a call: p50 {cost[0]:.0f} us, p99 {cost[1]:.0f} us, p99.9 {cost[2]:.0f} us")

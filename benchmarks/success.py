@@ -169,9 +169,8 @@ def keep_expert(task: str, args: argparse.Namespace) -> None:
     with ProcessPoolExecutor(2) as pool:
         outcomes = list(pool.map(partial(expert_outcome, task), range(args.seed, args.seed + args.episodes)))
     command = f"python -m benchmarks.success experts {task} --episodes {args.episodes} --seed {args.seed}"
-    keep_success(
-        "tasks", f"{task}, expert", [{"seed": 0, "outcomes": outcomes}], args.seed, {"command": command}
-    )
+    seeds = [{"seed": 0, "outcomes": outcomes}]
+    keep_success("tasks", f"{task}, expert", seeds, args.seed, {"command": command})
 
 
 def main() -> None:

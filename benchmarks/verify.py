@@ -9,6 +9,7 @@ position, 1 for a success. A page holds a table between `<!-- <its name> -->` an
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -30,10 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = (
     "README.md",
-    "docs/results.md",
-    "docs/tasks.md",
-    "docs/faults.md",
-    *(f"docs/results/{name}/README.md" for name in ("s2", "table10")),
+    *(f"docs/{name}.md" for name in ("faults", "results", "tasks")),
+    *(f"docs/results/{name}/README.md" for name in ("outside", "s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
@@ -151,29 +150,38 @@ def difference_table(name: str) -> str:
     return table(["difference", "points [95 %]", "p"], *rows)
 
 
-def faults_of(arm: str) -> tuple[Any, list[dict[str, Any]]]:
-    """Return benchmarks/faults.py, and the runs that it stored for an arm."""
+def fault_runs(arm: str) -> tuple[Any, list[dict[str, Any]]]:
+    """Return benchmarks/faults.py, and what it stored for an arm, or for `all`."""
     sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
-    faults = import_module("benchmarks.faults")
-    return faults, faults.read(RESULTS / "faults" / f"{arm}.jsonl")
+    faults, files = import_module("benchmarks.faults"), (RESULTS / "faults").glob("*.jsonl")
+    return faults, [one for file in files if arm in (file.stem, "all") for one in faults.read(file)]
 
 
 def faults_table(arm: str) -> str:
-    faults, found = faults_of(arm)
+    faults, found = fault_runs(arm)
     runs = [run for fault in found for run in fault["outcomes"] if not run["problem"]]
     said = f"{unsafe_commands(arm)} unsafe commands; {sum(run['as_designed'] for run in runs)} of {len(runs)} runs as designed"
     return f"**{said}.**\n\n{faults.table(found, ('fault', *faults.TIMES, 'afterwards'))}"
 
 
-def unsafe_commands(arms: str) -> str:
-    found = [fault for arm in arms.split() for fault in faults_of(arm)[1]]
-    return str(sum(run["unsafe"] for fault in found for run in fault["outcomes"]))
+def unsafe_commands(arm: str) -> str:
+    return str(sum(run["unsafe"] for fault in fault_runs(arm)[1] for run in fault["outcomes"]))
+
+
+def episodes_table(folder: str) -> str:
+    rows = []
+    for file in sorted((RESULTS / folder).glob("*.jsonl")):
+        found = [json.loads(line) for line in file.read_text().splitlines()]
+        done, measure = ([each[key] for each in found] for key in ("success", "progress"))
+        told = f"{sum(done)} of {len(done)}", percent(np.array([done])), f"{np.mean(measure):.3f}"
+        rows.append([f"[{file.stem}]({file.name})", *told])
+    return table(["outcomes", "successes", "success [95 %]", "mean of the measure"], *rows)
 
 
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`,
-    `faults xarm7`; or one figure: `success <comparison or table> <arm or row>`, `difference <comparison> <arm> <arm>`,
-    `unsafe <arm> <arm>`."""
+    `faults xarm7`, `episodes outside`; or a figure: `success <source> <arm or row>`, `difference <source> <arm> <arm>`,
+    `unsafe <arm>`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
         source, a, b = of.split()
@@ -189,6 +197,7 @@ def block(name: str) -> str:
         "differences": difference_table,
         "faults": faults_table,
         "unsafe": unsafe_commands,
+        "episodes": episodes_table,
     }
     return makers[kind](of) if of else primary_table()
 
@@ -222,8 +231,7 @@ def picture(file: Path) -> None:
             span = ([100 * low], [100 * high])
             lines.append(plots.Line([arm["gflops_per_frame"]], [y], arm["label"], colour, *span, style))
         panels.append(plots.Panel(name[3:], lines, "GFLOPs a frame", "success (%)", "x", ylim=(0, 101)))
-    size = (9.2, 4.0) if len(panels) == 1 else (4.6, 3.4)  # the legend needs the width
-    plots.curves(panels, 2, size).savefig(file, dpi=110)
+    plots.curves(panels, 2, (4.6, 3.4)).savefig(file, dpi=110)
 
 
 def main() -> None:
@@ -235,10 +243,8 @@ def main() -> None:
         add(args.add)
     if args.write:
         for page in PAGES:
-            text = (ROOT / page).read_text(encoding="utf-8")
-            (ROOT / page).write_text(renew(text), encoding="utf-8")
-        if studies():
-            picture(RESULTS / "s2" / "success.png")
+            (ROOT / page).write_text(renew((ROOT / page).read_text(encoding="utf-8")), encoding="utf-8")
+        picture(RESULTS / "s2" / "success.png")
     found = list(differing())
     print("\n".join(found) or f"the tables of {len(PAGES)} pages follow from their episodes")
     sys.exit(bool(found))
