@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("faults", "results", "tasks")),
+    *(f"docs/{name}.md" for name in ("faults", "results", "s2", "tasks")),
     *(f"docs/results/{name}/README.md" for name in ("outside", "s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
@@ -59,16 +59,15 @@ def commit_of(folder: Path) -> str:
     return subprocess.check_output(["git", "-C", folder, "rev-parse", "HEAD"], text=True).strip()
 
 
-def add(folder: Path) -> None:
-    """Store a finished comparison as docs/results/s2/<folder's name>.json."""
+def add(folder: Path, into: str) -> None:
+    """Store a finished comparison as docs/results/<into>/<folder's name>.json."""
     facts = read_json(folder / "compare.json")
     arms = []
     for arm in facts["arms"]:
         outcomes = {}
         for run in arm["seeds"]:
-            records = read_records(
-                folder / run["run"] / "episodes.jsonl", facts["positions"]["episodes"], run
-            )
+            file = folder / run["run"] / "episodes.jsonl"
+            records = read_records(file, facts["positions"]["episodes"], run)
             tried = sorted(records, key=lambda record: record["seed"])
             outcomes[str(run["seed"])] = "".join(str(int(record["success"])) for record in tried)
         tokens = read_json(folder / run["run"] / "summary.json")["policy"]["tokens"]
@@ -76,7 +75,7 @@ def add(folder: Path) -> None:
     keys = ("title", "command", "versions", "positions")
     pairs = [[pair["a"], pair["b"]] for pair in facts["pairs"]]
     about = {key: facts[key] for key in keys} | {"commit": commit_of(folder), "pairs": pairs, "arms": arms}
-    write_json(RESULTS / "s2" / f"{folder.name}.json", about)
+    write_json(RESULTS / into / f"{folder.name}.json", about)
 
 
 def percent(outcomes: np.ndarray) -> str:
@@ -238,9 +237,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="write tables and the picture")
     parser.add_argument("--add", type=Path, help="run directory of a finished comparison")
+    parser.add_argument("--into", default="s2", help="folder of docs/results for it (default s2)")
     args = parser.parse_args()
     if args.add:
-        add(args.add)
+        add(args.add, args.into)
     if args.write:
         for page in PAGES:
             (ROOT / page).write_text(renew((ROOT / page).read_text(encoding="utf-8")), encoding="utf-8")
