@@ -217,7 +217,7 @@ class Bench:
         self.notes = {"history": []}
         out.record_intact = intact(self.path, before, grown=False)
         self._measure(out, case, begin, fault, end)
-        if (out.stop_command or 0) > (limit := STOP_S * self.patience):
+        if (out.stop_command or 0) > (limit := STOP_S * self.patience**2):  # a starved supervisor
             self.notes["mismatch"] = f"stopped after {out.stop_command:.2f} s, expected {limit:g} s at most"
         self._judge(out, case)
         return out
