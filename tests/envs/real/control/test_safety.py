@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, SHAPES, TYPES, Attacker, Judge
+from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, WRONG, Attacker, Judge
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
@@ -240,7 +240,7 @@ def test_limits_hold_from_rest_after_a_gap(seed, moods):
 
 @pytest.mark.parametrize(
     "change",
-    [{"target": x} for x in (*SHAPES, *TYPES, np.full(7, np.inf))]
+    [{"target": x} for x in (*WRONG["shape"], *WRONG["type"], np.full(7, np.inf))]
     + [{"measured": x} for x in (np.full(7, np.nan), HOME - 1e300, HOME + 0.1)]
     + [{"gripper": np.nan}, {"gripper": "open"}],
 )
