@@ -25,9 +25,7 @@ def make_checkpoint(folder: Path) -> Path:
 
 
 @contextmanager
-def served(
-    checkpoint: Path, threads: int = 1, deadline_s: float = 2.0
-) -> Iterator[tuple[subprocess.Popen, RemotePolicy]]:
+def served(checkpoint: Path, threads: int = 1) -> Iterator[tuple[subprocess.Popen, RemotePolicy]]:
     """`s2robot serve` on a free port, and a client; both end with the context."""
     paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     settings = [
@@ -46,7 +44,7 @@ def served(
         if "policy at ws://" not in line:
             raise RuntimeError("the policy server did not start")
         threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop it
-        with RemotePolicy(line.split()[-1], TOKEN, deadline_s, connect_s=30.0) as policy:
+        with RemotePolicy(line.split()[-1], TOKEN, deadline_s=2.0, connect_s=30.0) as policy:
             yield process, policy
     finally:
         process.kill()

@@ -1,7 +1,7 @@
 """Compare a training epoch from cached features with one that encodes every frame again.
 
     python benchmarks/features.py
-    python benchmarks/features.py --episodes 8 --threads 1 policy=transformer
+    OMP_NUM_THREADS=1 python benchmarks/features.py --episodes 8 policy=transformer
 
 Encoding is timed on the first few demonstrations, and its median cost per step is scaled to the dataset.
 Training is measured: `s2robot.training.train.train` runs on all demonstrations, and the median epoch after the first
@@ -28,9 +28,7 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.pipeline import Task, read_task, train_policy
 
 
-def measure_frames(
-    task: Task, store: EpisodeStore, encoder: S2Encoder, episodes: int
-) -> tuple[float, np.ndarray]:
+def measure_frames(task: Task, store: EpisodeStore, encoder: S2Encoder, episodes: int) -> tuple:
     """Return the median seconds per step of encoding, and the features, float16 (T, C, N, D)."""
     encoder.encode(np.zeros((4, encoder.image_size, encoder.image_size, 3), np.uint8))
     encode, features = [], []

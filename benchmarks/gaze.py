@@ -29,7 +29,7 @@ from s2robot.envs.tasks import make_cached
 from s2robot.features import encode_demos
 from s2robot.pipeline import read_task
 
-BATCH, RATE, HELD_OUT = 256, 0.02, 0.2  # frames per step, learning rate, share of episodes
+BATCH, RATE, STEPS, HELD_OUT = 256, 0.02, 400, 0.2  # frames per step, learning rate, steps, share of episodes
 FREE = 0  # MuJoCo's type of a joint that lets a body move freely
 
 
@@ -78,7 +78,6 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, float], list[flo
     parser.add_argument("out", type=Path, help="the file to write, .safetensors")
     parser.add_argument("--policy", help="checkpoint on the same encoder, whose gaze is measured, too")
     parser.add_argument("--zooms", type=float, nargs="+", default=[2, 4])
-    parser.add_argument("--steps", type=int, default=400, help="of the fit (default 400)")
     parser.add_argument("overrides", nargs="*", help="overrides of `s2robot train`")
     args = parser.parse_intermixed_args(arguments)
     require_simulator()
@@ -94,7 +93,7 @@ def main(arguments: list[str] | None = None) -> dict[tuple[str, float], list[flo
     draw = torch.Generator().manual_seed(0)
     for i, camera in enumerate(task.cameras):
         tokens = torch.from_numpy(np.array(features[:, i])).float()  # (T, N, D)
-        maps = fit_maps(tokens[:first], targets[:first, i], places, args.steps)
+        maps = fit_maps(tokens[:first], targets[:first, i], places, STEPS)
         named[f"gaze.{i:03d}.{camera}"] = maps
         looks = {"object": gaze_at(tokens[first:], maps, places)}
         looks |= {"policy": gaze_at(tokens[first:], others[i], places)} if others else {}

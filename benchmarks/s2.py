@@ -1,7 +1,7 @@
 """Time S2 at two sizes on one model: the reference algorithm and our ways.
 
     python benchmarks/s2.py
-    python benchmarks/s2.py --models base --batches 1 --threads 2 --budget 5
+    OMP_NUM_THREADS=1 python benchmarks/s2.py --models base --batches 1 --budget 5
 
 Models have random weights: tiny (as mvp-tiny), small (as mvp-small), base (timm's vit_base_patch16_224). Rows:
 
@@ -87,13 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds a table, if 5 repeats fit (60)")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    print(f"{capability}, {threads} threads, torch {torch.__version__}")
+    print(torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads, {torch.__version__}")
     with torch.inference_mode():
         for model, batch in product(args.models, args.batches):
             measure(model, batch, args.budget)

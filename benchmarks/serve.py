@@ -30,7 +30,7 @@ def main() -> None:
     size = encoder.image_size
     rng = np.random.default_rng(0)
     rows: dict[str, list[float]] = {"local": [], "remote": [], "server": [], "transport": []}
-    with served(args.checkpoint, args.threads, deadline_s=10) as (_, remote):
+    with served(args.checkpoint, args.threads) as (_, remote):
         for i in range(args.calls + 10):
             images = {c: rng.integers(0, 256, (size, size, 3), np.uint8) for c in local.cameras}
             observation = {"images": images, "proprio": rng.normal(size=8).astype(np.float32)}
