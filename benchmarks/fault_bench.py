@@ -170,7 +170,10 @@ class Bench:
                 ripe.set()
             striker.join()
             whole = cause in ("stopped", "ended", "steps") and loop.watchdog.state != State.FAULT
-            recorder.finish(success=False, seed=0) if whole else recorder.discard()
+            if whole:
+                recorder.finish(success=False, seed=0)
+            else:
+                recorder.discard()
             time.sleep(0.25)  # wait for commands still in flight
             if rushed := bridge.driver.rushed:
                 self.notes["mismatch"] = f"{rushed} commands sooner than a period after the last"

@@ -28,12 +28,8 @@ def make_checkpoint(folder: Path) -> Path:
 def served(checkpoint: Path, threads: int = 1) -> Iterator[tuple[subprocess.Popen, RemotePolicy]]:
     """`s2robot serve` on a free port, and a client; both end with the context."""
     paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
-    settings = [
-        f"checkpoint='{checkpoint.resolve()}'",
-        "serve.port=0",
-        "serve.device=cpu",
-        f"serve.threads={threads}",
-    ]
+    path = checkpoint.resolve()
+    settings = [f"checkpoint='{path}'", "serve.port=0", "serve.device=cpu", f"serve.threads={threads}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "s2robot", "serve", *settings], cwd=checkpoint.parent, stdout=subprocess.PIPE, text=True,
         env=os.environ | {"S2ROBOT_TOKEN": TOKEN, "PYTHONPATH": paths},

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +42,7 @@ def attempt(bench: Any, case: Any) -> list[Any]:
 
 
 def stored(case: Any, outcomes: list) -> dict[str, Any]:
-    """What the file holds of a fault: its design, and the outcome of every run."""
+    """Return what is stored about a fault: the expected reaction, and the outcome of every run."""
     design = {"fault": case.what, "name": case.name, "designed": case.designed, "rests": case.rests}
     return design | {"outcomes": [asdict(outcome) for outcome in outcomes]}
 
@@ -83,16 +83,9 @@ def row(fault: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(COLUMNS, texts, strict=True))
 
 
-def table(faults: Iterable[Mapping], columns: Sequence[str] = COLUMNS) -> str:
-    """The table of docs/faults.md."""
-    rows = [columns, ["---"] * len(columns), *([row(fault)[name] for name in columns] for fault in faults)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in rows)
-
-
 def read(file: Path) -> list[dict[str, Any]]:
     """The faults of a file that `--out` wrote, the last line of each, in the order of the first."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return list({fault["name"]: fault for fault in lines}.values())
+    return list({fault["name"]: fault for fault in map(json.loads, file.read_text().splitlines())}.values())
 
 
 def measure(arm: Any, cases: list, repeat: int, folder: Path) -> Iterator[dict[str, Any]]:
@@ -132,7 +125,8 @@ def main() -> int:
             if args.out:
                 with args.out.open("a") as file:
                     file.write(json.dumps(fault) + "\n")
-    print(table(faults), file=out)
+    for line in (COLUMNS, ["---"] * len(COLUMNS), *(row(fault).values() for fault in faults)):
+        print("| " + " | ".join(line) + " |", file=out)
     runs = [run for fault in faults for run in fault["outcomes"] if not run["problem"]]
     speed, load = min((run["speed"] for run in runs), default=0.0), os.getloadavg()[0]
     print(

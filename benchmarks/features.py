@@ -28,7 +28,9 @@ from s2robot.encoders.encoder import S2Encoder
 from s2robot.pipeline import Task, read_task, train_policy
 
 
-def measure_frames(task: Task, store: EpisodeStore, encoder: S2Encoder, episodes: int) -> tuple:
+def measure_frames(
+    task: Task, store: EpisodeStore, encoder: S2Encoder, episodes: int
+) -> tuple[float, np.ndarray]:
     """Return the median seconds per step of encoding, and the features, float16 (T, C, N, D)."""
     encoder.encode(np.zeros((4, encoder.image_size, encoder.image_size, 3), np.uint8))
     encode, features = [], []

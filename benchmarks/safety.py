@@ -133,7 +133,7 @@ class Attacker:
             case "stale":
                 age = rng.choice([1.0, np.nan, np.inf, -1.0, 0.0501])
             case "gripper":
-                gripper = WRONG[nasty][rng.integers(7)]
+                gripper = WRONG[nasty][rng.integers(len(WRONG[nasty]))]
             case "measured":
                 measured = (np.full(self.n, np.nan), np.zeros(5), None, "here")[rng.integers(4)]
             case "lag":

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,10 @@ from s2robot.evaluation.records import read_records
 from s2robot.reporting import plots
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
+
+from benchmarks import faults  # noqa: E402
+
 RESULTS = ROOT / "docs" / "results"
 PAGES = (
     "README.md",
@@ -149,22 +152,22 @@ def difference_table(name: str) -> str:
     return table(["difference", "points [95 %]", "p"], *rows)
 
 
-def fault_runs(arm: str) -> tuple[Any, list[dict[str, Any]]]:
-    """Return benchmarks/faults.py, and what it stored for an arm, or for `all`."""
-    sys.path.insert(0, str(ROOT))  # benchmarks are no installed package
-    faults, files = import_module("benchmarks.faults"), (RESULTS / "faults").glob("*.jsonl")
-    return faults, [one for file in files if arm in (file.stem, "all") for one in faults.read(file)]
+def fault_runs(arm: str) -> list[dict[str, Any]]:
+    """Return what benchmarks/faults.py stored for an arm, or for `all`."""
+    files = (RESULTS / "faults").glob("*.jsonl")
+    return [fault for file in files if arm in (file.stem, "all") for fault in faults.read(file)]
 
 
 def faults_table(arm: str) -> str:
-    faults, found = fault_runs(arm)
+    found, columns = fault_runs(arm), ("fault", *faults.TIMES, "afterwards")
     runs = [run for fault in found for run in fault["outcomes"] if not run["problem"]]
-    said = f"{unsafe_commands(arm)} unsafe commands; {sum(run['as_designed'] for run in runs)} of {len(runs)} runs as designed"
-    return f"**{said}.**\n\n{faults.table(found, ('fault', *faults.TIMES, 'afterwards'))}"
+    designed = f"{sum(run['as_designed'] for run in runs)} of {len(runs)} runs as designed"
+    rows = [[faults.row(fault)[name] for name in columns] for fault in found]
+    return f"**{unsafe_commands(arm)} unsafe commands; {designed}.**\n\n{table(columns, *rows)}"
 
 
 def unsafe_commands(arm: str) -> str:
-    return str(sum(run["unsafe"] for fault in fault_runs(arm)[1] for run in fault["outcomes"]))
+    return str(sum(run["unsafe"] for fault in fault_runs(arm) for run in fault["outcomes"]))
 
 
 def episodes_table(folder: str) -> str:
@@ -172,8 +175,8 @@ def episodes_table(folder: str) -> str:
     for file in sorted((RESULTS / folder).glob("*.jsonl")):
         found = [json.loads(line) for line in file.read_text().splitlines()]
         done, measure = ([each[key] for each in found] for key in ("success", "progress"))
-        told = f"{sum(done)} of {len(done)}", percent(np.array([done])), f"{np.mean(measure):.3f}"
-        rows.append([f"[{file.stem}]({file.name})", *told])
+        count, name = f"{sum(done)} of {len(done)}", f"[{file.stem}]({file.name})"
+        rows.append([name, count, percent(np.array([done])), f"{np.mean(measure):.3f}"])
     return table(["outcomes", "successes", "success [95 %]", "mean of the measure"], *rows)
 
 

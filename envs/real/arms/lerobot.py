@@ -375,8 +375,9 @@ def check_port(port: str) -> None:
     expect(os.path.exists(port), "robot.port", "a serial port (lerobot-find-port lists them)", found)
     allowed = os.access(port, os.R_OK | os.W_OK)
     expect(allowed, "robot.port", f"permission for {port} (add the user to the group dialout)", "none")
+    real = os.path.realpath(port)
     for link in glob("/proc/[0-9]*/fd/*"):
         with suppress(OSError):
             pid = link.split("/")[2]
-            used = os.readlink(link) == os.path.realpath(port) and pid != str(os.getpid())
+            used = os.readlink(link) == real and pid != str(os.getpid())
             expect(not used, "robot.port", f"{port} free", f"it in use by process {pid}")
