@@ -85,9 +85,7 @@ def main(words: list[str]) -> None:
     for seeds in (1, 3):
         pairs = [looks(rng, max(200, runs // 10), seeds, rate, 0.3) for rate in RATES]
         print(f"{seeds:5d} | " + " | ".join(f"{100 * a:5.1f} {100 * b:5.1f}" for a, b in pairs))
-    print(
-        f"Real trials and {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many"
-    )
+    print(f"Real trials, {SIMULATED} simulated ones, as good or 15 points worse: coverage %, worth so many")
     for trials, alike in product((20, 40, 80), (0.0, 0.5, 0.9)):
         given = [(rate, gap, alike) for rate in RATES[:3] for gap in (0.0, 0.15)]
         worth = [beside_simulation(rng, runs // 2, trials, *each) for each in given]

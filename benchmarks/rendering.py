@@ -94,9 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     ROBOSUITE_DEFAULT_LOGGER.setLevel("ERROR")  # it reports the parts that a single arm lacks
     result = measure(args.robot, args.size, args.rounds, args.clock)
-    print(
-        f"\n{args.robot}, {len(STOCK_CAMERAS)} cameras, {args.size} x {args.size} px, medians of {args.rounds} steps\n"
-    )
+    print(f"\n{args.robot}, {len(STOCK_CAMERAS)} cameras of {args.size} px, medians of {args.rounds} steps\n")
     for name, took in result.items():
         print(f"{name:<36}{took * 1e3:.1f} ms for all frames, {result[STOCK] / took:.2f} x")
 

@@ -53,6 +53,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
     task: ClassVar[str] = "cube_pick"  # type: ignore[misc]
     target: ClassVar[str] = "s2robot.envs.cube_pick:CubePick"  # type: ignore[misc]
     version = ENV_VERSION
+    simulator = True
     action_frame = ACTION_FRAME
     stages = STAGES
     success_text = "lifted and held the cube"

@@ -10,6 +10,7 @@ import sys
 
 from s2robot.core.errors import require
 from s2robot.envs.errors import EnvError, expect
+from s2robot.envs.task_settings import TaskSettings
 
 logging.getLogger("OpenGL").setLevel(logging.WARNING)  # it logs a missing optional accelerator
 
@@ -39,20 +40,17 @@ def choose_gl() -> str:
                 os.environ.setdefault("PYOPENGL_PLATFORM", name)
             return name
     library, packages = _LIBRARIES[name := choice or "egl"]
-    hint = f"install it with: apt-get install {packages}"
-    raise EnvError(f"MUJOCO_GL={name}: expected {library}, got no offscreen OpenGL; {hint}")
+    raise EnvError(f"MUJOCO_GL={name}: expected {library}, got none: apt-get install {packages}")
 
 
 def check_gl() -> None:
-    """Raise EnvError, like :func:`choose_gl`, for a user's choice with which the import of mujoco would fail.
-
-    Without a choice and without a library, everything but rendering still works.
-    """
+    """Raise EnvError for a choice with which mujoco cannot be imported; without one, everything but rendering works."""
     if os.environ.get("MUJOCO_GL") and "mujoco" not in sys.modules:
         choose_gl()
 
 
-def require_simulator() -> None:
-    """Raise UserError without the simulator, EnvError for a MUJOCO_GL with which MuJoCo cannot be imported."""
-    require(*SIMULATOR, extra="sim")
+def require_simulator(world: TaskSettings | None = None) -> None:
+    """Raise UserError without the simulator, unless ``world`` does without; EnvError for a MUJOCO_GL that MuJoCo rejects."""
+    if world is None or world.simulator:
+        require(*SIMULATOR, extra="sim")
     check_gl()

@@ -220,7 +220,10 @@ class GymTask(Task):
     def expert(self, rng: np.random.Generator, settings: Any = None) -> Expert:
         if self.settings.expert is None:
             return super().expert(rng, settings)
-        return import_class(self.settings.expert, "task.expert")(self, rng)
+        expert = import_class(self.settings.expert, "task.expert")(self, rng)
+        usable, got = hasattr(expert, "act") and hasattr(expert, "failed"), type(expert).__name__
+        expect(usable, "task.expert", "a function that returns an object with act() and failed", got)
+        return expert
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         frames = {}

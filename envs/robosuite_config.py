@@ -47,6 +47,7 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
     proprio: tuple[str, ...] = from_yaml()
     kwargs: dict[str, Any] = from_yaml()
 
+    simulator = True
     failures = {
         "approach": "not grasped",
         "grasp": "grasped, not solved",

@@ -54,6 +54,7 @@ class TaskSettings(Settings):
         target: str = ""  # the class of its world, "module:Class"
 
     version: ClassVar[Any] = "1"
+    simulator: ClassVar[bool] = False  # whether the world needs the extra `sim`
     action_frame: ClassVar[Any] = "parts"  # meaning of an action; a policy requires the same
     stages: ClassVar[Any] = ("start", "success")
     success_text: ClassVar[Any] = "succeeded"

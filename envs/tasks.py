@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from s2robot.core.errors import one_of
 from s2robot.core.settings import read
 from s2robot.envs.errors import EnvError, expect
-from s2robot.envs.gl import check_gl
+from s2robot.envs.gl import check_gl, require_simulator
 from s2robot.envs.task_settings import TaskSettings
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def settings_of(stored: Mapping[str, Any], where: str = "env_config", **changes:
 
 def make(settings: TaskSettings, draw: bool = True) -> "Task":
     """Return the world of these settings (EnvError if it cannot be created); without ``draw`` it observes no frames."""
-    check_gl()
+    require_simulator(settings)
     return import_class(settings.target)(settings, draw=draw)
 
 

@@ -31,7 +31,6 @@ from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import is_first, run_folder
 from s2robot.core.settings import read
 from s2robot.core.workers import Local, prepare, running_on
-from s2robot.envs.gl import require_simulator
 from s2robot.overrides import groups_of, key_of
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Verb(NamedTuple):
     flags: Mapping[str, str] = {}  # flag -> override; `{}` is replaced by its value
     resumes: bool = True  # the same command in the same folder resumes an interrupted run
     words: str = ""  # the setting for arguments without `=`
-    simulates: bool = False  # always needs the simulator; other verbs load it only if their settings need it
+    simulates: bool = False  # always needs a world; other verbs load one only if their settings need it
 
 
 _HYDRA_FLAGS = (
@@ -283,8 +282,6 @@ def _check_shared(overrides: list[str]) -> None:
 def _call(verb: str, cfg: "DictConfig") -> Any:
     module, _, function = VERBS[verb].target.partition(":")
     try:
-        if VERBS[verb].simulates:
-            require_simulator()
         with engine_of(cfg, soon=VERBS[verb].simulates):
             return getattr(importlib.import_module(module), function)(cfg)
     except Exception as error:

@@ -77,8 +77,9 @@ def _encode(
     encoder.to(device)
     if not cache.missing():
         return cache.features, cache
-    if store.attrs["kind"] == "states":
-        require_simulator()
+    world = world_of_demos(store) if store.attrs["kind"] == "states" else None
+    if world:
+        require_simulator(world)
     workers, threads = settings.shares()
     size = as_image_size(sizes)
     previous_threads = torch.get_num_threads()
@@ -89,7 +90,6 @@ def _encode(
 
     def encoded(episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield episodes and their features in the order of completion."""
-        world = world_of_demos(store) if store.attrs["kind"] == "states" else None
         state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
         options = cameras, size, world
 

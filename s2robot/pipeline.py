@@ -156,7 +156,7 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
 
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``, or resume there; ``recording``: values of configs/recording/default.yaml."""
-    require_simulator()
+    require_simulator(task)
     from s2robot.demos.record import RecordingSettings, record
 
     settings: Any = read_some(RecordingSettings, recording)
@@ -238,7 +238,7 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     settings = task.train.rollouts
     if not settings.every:
         return None
-    require_simulator()
+    require_simulator(task.world)
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
@@ -318,6 +318,7 @@ def run(cfg: DictConfig) -> None:
     out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
     recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
     evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
+    require_simulator(task.world)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
     with tracing(out / "trace.json") if profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)

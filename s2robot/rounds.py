@@ -31,7 +31,7 @@ _FREE_IN_TRAINING = ("threads", "loggers", "log_every", "checkpoint_every", "res
 
 def record(cfg: DictConfig, recording: Any, out: Path, **changes: Any) -> tuple[EpisodeStore, dict[str, int]]:
     """Record a round of corrections of the policy ``recording.checkpoint`` into ``out``. Return store and outcome counts."""
-    require_simulator()
+    require_simulator(world := task_settings(cfg))
     from s2robot.dagger.record import DaggerSettings, record_corrections
 
     settings = read_some(DaggerSettings, recording, "recording").replace(**changes)
@@ -39,7 +39,7 @@ def record(cfg: DictConfig, recording: Any, out: Path, **changes: Any) -> tuple[
     with bar("correcting the policy") as update:
         progress = lambda done, counts: update(done, settings.episodes, outcome_text(counts))  # noqa: E731
         demos = EpisodeStore.open(task.folder())
-        return record_corrections(settings, demos, task_settings(cfg), out, task.first(), progress)
+        return record_corrections(settings, demos, world, out, task.first(), progress)
 
 
 def outcome_text(counts: Mapping[str, int]) -> str:
@@ -100,6 +100,7 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
         why = f"expected positions other than the evaluation's from {evaluation.seed} on"
         raise UserError(f"recording.seed: {why}, got {seeds.start} to {seeds.stop - 1}")
     task = pipeline.read_task(cfg)
+    require_simulator(task.world)
     settings = read_some(DaggerSettings, cfg.recording, "recording")
     device_of(settings.device, "recording.device")  # fail before the first training
     task.demos.first()

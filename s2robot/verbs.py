@@ -13,6 +13,7 @@ from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.run_folder import is_first
 from s2robot.core.settings import read, read_some
+from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.gl import require_simulator
 
@@ -63,7 +64,7 @@ def convert(cfg: DictConfig) -> None:
         store = bound(EpisodeStore.open(path), world, cfg.clip, data)
     if to:
         if store.attrs["kind"] == "states":
-            require_simulator()
+            require_simulator(world_of_demos(store))
         with bar("converting") as update:
             export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps
@@ -80,9 +81,9 @@ def convert(cfg: DictConfig) -> None:
 def _relabel(cfg: DictConfig) -> None:
     from s2robot.demos.record import RecordingSettings, relabel
 
-    require_simulator()
     values = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
     settings, source = read(RecordingSettings, values, ""), EpisodeStore.open(path_of(cfg, "data"))
+    require_simulator(world_of_demos(source))
     with bar("relabelling with the expert") as update:
         store = relabel(source, path_of(cfg, "out"), settings, lambda *n: update(*n, "episodes"))
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
@@ -175,7 +176,6 @@ def evaluate(cfg: DictConfig) -> None:
         evaluate_recorded(cfg, path_of(cfg, "checkpoint"), out)
         return
     else:
-        require_simulator()
         from s2robot.evaluation.evaluate import evaluate_policy
 
         summary = evaluate_policy(cfg, path_of(cfg, "checkpoint"), out)

@@ -9,7 +9,8 @@ with their losses. They read our pooled features and the state, unprojected: wit
 
 import sys
 from collections import OrderedDict
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from s2robot.core.settings import Settings
 from s2robot.policies import network
 from s2robot.policies.heads import HEADS, Head, HeadLoss, HeadSizes
 from s2robot.policies.heads.head import signed, unsigned
+
+KIND = Literal["lerobot_act", "lerobot_diffusion", "robomimic_rnn_gmm"]
 
 
 class Inputs(nn.Module):
@@ -32,34 +35,29 @@ class Inputs(nn.Module):
         self.width = cameras * settings.image_dim + proprio_dim
 
     def forward(self, images: Tensor, proprio: Tensor, past: Any, pad: Tensor, every: bool = False) -> Tensor:
-        steps = torch.cat([images.flatten(2), proprio], -1).float()  # (B, T, I)
-        steps = steps.masked_fill(pad[..., None], 0)
-        return steps if every else steps.flatten(1)
+        steps = torch.cat([images.flatten(2), proprio], -1).masked_fill(pad[..., None], 0)  # (B, T, I)
+        return steps.float() if every else steps.flatten(1).float()
 
 
 class PeerSettings(Settings):
-    kind: Literal["lerobot_act", "lerobot_diffusion", "robomimic_rnn_gmm"]
+    kind: KIND
     width: int = 128  # LeRobot's default is 512
 
 
 class PeerHead(Head):
+    build: Callable[[int], nn.Module]
+
     def __init__(self, settings: PeerSettings, sizes: HeadSizes):
         super().__init__()
         self.sizes = sizes
         self.peer = self.build(settings.width)
 
-    def build(self, width: int) -> nn.Module:
-        raise NotImplementedError
-
     def lerobot(self) -> dict[str, Any]:
         """Settings of both LeRobot policies. They ask for a state and one of the world: both are the same vector."""
         from lerobot.configs.types import FeatureType, PolicyFeature
 
-        kinds, width = (
-            {"state": FeatureType.STATE, "environment_state": FeatureType.ENV},
-            (self.sizes.context,),
-        )
-        inputs = {f"observation.{name}": PolicyFeature(kind, width) for name, kind in kinds.items()}
+        kinds = {"state": FeatureType.STATE, "environment_state": FeatureType.ENV}
+        inputs = {f"observation.{k}": PolicyFeature(kind, (self.sizes.context,)) for k, kind in kinds.items()}
         action = PolicyFeature(FeatureType.ACTION, (self.sizes.action_dim,))
         features = {"input_features": inputs, "output_features": {"action": action}}
         return {**features, "device": "cpu", "n_action_steps": self.sizes.chunk}
@@ -101,8 +99,8 @@ class LeRobotDiffusion(PeerHead):
         return HeadLoss(self.peer.compute_loss(self.batch(context[:, None], target, weight)), target)
 
     def sample(self, context: Tensor, noise: Any = None, pending: Any = None) -> Tensor:
-        seen = torch.cat([context, context], -1)
-        return unsigned(self.peer.conditional_sample(len(context), seen, noise=noise), self.sizes.slots)
+        chunk = self.peer.conditional_sample(len(context), context.repeat(1, 2), noise=noise)
+        return unsigned(chunk, self.sizes.slots)
 
 
 class RobomimicRnnGmm(PeerHead):
@@ -116,18 +114,10 @@ class RobomimicRnnGmm(PeerHead):
         from robomimic.utils.obs_utils import initialize_obs_utils_with_obs_specs
 
         initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["seen"]}})
-        shapes, classes = OrderedDict(seen=(self.sizes.context,)), ("core_class", "obs_randomizer_class")
-        seen: dict[str, Any] = {
-            **dict.fromkeys(classes),
-            "core_kwargs": {},
-            "obs_randomizer_kwargs": {},
-        }  # as it is
-        lstm = {
-            "rnn_hidden_dim": 400,
-            "rnn_num_layers": 2,
-            "rnn_kwargs": {},
-            "encoder_kwargs": {"low_dim": seen},
-        }
+        shapes = OrderedDict(seen=(self.sizes.context,))
+        kinds = "core_class core_kwargs obs_randomizer_class obs_randomizer_kwargs".split()
+        raw: dict[str, Any] = {"low_dim": {kind: {} if "kwargs" in kind else None for kind in kinds}}
+        lstm = {"rnn_hidden_dim": 400, "rnn_num_layers": 2, "rnn_kwargs": {}, "encoder_kwargs": raw}
         peer = RNNGMMActorNetwork(shapes, self.sizes.action_dim, [], **lstm, min_std=1e-4)
         del peer.nets["decoder"]  # a second name of weights in its LSTM, which a checkpoint cannot hold
         return peer
@@ -136,10 +126,8 @@ class RobomimicRnnGmm(PeerHead):
         steps = (-1, self.STEPS)
         found = self.peer.forward_train({"seen": context.unflatten(0, steps)})  # (B, T, I)
         actions = signed(target, self.sizes.slots)[:, 0].unflatten(0, steps)
-        likelihood = found.log_prob(actions) * (weight[:, 0].unflatten(0, steps) > 0)
-        return HeadLoss(
-            -likelihood.mean(), unsigned(found.mean.detach().flatten(0, 1)[:, None], self.sizes.slots)
-        )
+        loss = -(found.log_prob(actions) * (weight[:, 0].unflatten(0, steps) > 0)).mean()
+        return HeadLoss(loss, unsigned(found.mean.detach().flatten(0, 1)[:, None], self.sizes.slots))
 
     def sample(self, context: Tensor, noise: Any = None, pending: Any = None) -> Tensor:
         found = self.peer.forward_train({"seen": context.unflatten(-1, (self.STEPS, -1))})
@@ -148,11 +136,8 @@ class RobomimicRnnGmm(PeerHead):
         return unsigned(means[torch.arange(len(means)), chosen][:, None], self.sizes.slots)
 
 
-HEADS |= {
-    "lerobot_act": (PeerSettings, LeRobotAct),
-    "lerobot_diffusion": (PeerSettings, LeRobotDiffusion),
-    "robomimic_rnn_gmm": (PeerSettings, RobomimicRnnGmm),
-}
+PEERS = zip(get_args(KIND), (LeRobotAct, LeRobotDiffusion, RobomimicRnnGmm), strict=True)
+HEADS |= {kind: (PeerSettings, head) for kind, head in PEERS}
 network.MlpBody = Inputs  # type: ignore[misc, assignment]  # of policy=mlp, the default
 
 if __name__ == "__main__":

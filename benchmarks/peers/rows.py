@@ -3,16 +3,13 @@
     python -m benchmarks.peers.rows <folder>                               # all rows
     python -m benchmarks.peers.rows <folder> loading/robomimic loading/images
 
-Peers are installed once, into $S2ROBOT_CACHE/peers (LeRobot's torch brings 7 GB of CUDA libraries). The demonstrations are
-converted once, into the folder. A peer imitates the action of every step. A fifth of the shipped actions push the arm off its
-path and our training never imitates them, so every step's action becomes what the expert would do there. Each row runs in one
-thread.
+Peers are installed once, into $S2ROBOT_CACHE/peers (LeRobot's torch brings 7 GB of CUDA libraries). The shipped
+demonstrations are converted once, into the folder. Each row runs in one thread.
 """
 
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import venv
@@ -20,14 +17,11 @@ from pathlib import Path
 
 from benchmarks.success import ROOT, keep
 from s2robot.core.files import cache_dir, shipped_demos
-from s2robot.demos.store import EpisodeStore
 
 ONE_THREAD = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 ROWS = {  # row -> peer whose interpreter runs it, data
     "loading/lerobot": ("lerobot", "lerobot"),
     "loading/robomimic": ("robomimic", "robomimic.hdf5"),
-    "loading/hdf5": (None, "robomimic.hdf5"),
-    "loading/features": (None, "labelled.zarr"),
     "loading/images": (None, "images.zarr"),
 }
 BASE = "loading/robomimic"  # the ratios are to it, so it is measured first
@@ -35,9 +29,9 @@ PACKAGES = {  # robomimic does not declare six, and was written for numpy 1
     "lerobot": ["lerobot==0.6.1" if sys.version_info >= (3, 12) else "lerobot==0.4.4"],
     "robomimic": ["robomimic==0.3.0", "six", "numpy<2"],
 }
-CONVERT = {  # file -> what it is converted from, other settings
-    "lerobot": ("labelled.zarr", ["to=lerobot", "image_size=84"]),
-    "robomimic.hdf5": ("labelled.zarr", ["image_size=84", "action_range=data"]),
+CONVERT = {  # file -> what it is converted from (None: the shipped store), other settings
+    "lerobot": (None, ["to=lerobot", "image_size=84"]),
+    "robomimic.hdf5": (None, ["image_size=84", "action_range=data"]),
     "images.zarr": ("robomimic.hdf5", []),
 }
 
@@ -53,24 +47,14 @@ def python_of(peer: str) -> Path:
     return python
 
 
-def demos(folder: Path, name: str) -> None:
-    """Make a form of the demonstrations, unless it exists."""
-    if (folder / name).exists():
-        return
-    if name == "labelled.zarr":
-        source = EpisodeStore.open(shipped_demos("xarm7_cube"))
-        attrs = {k: v for k, v in source.attrs.items() if k != "arrays"}
-        with EpisodeStore.create(folder / name, attrs) as store:
-            for i in range(len(source)):
-                arrays = source.episode(i)
-                kept = {k: v for k, v in arrays.items() if k not in ("expert", "perturbed", "imitate")}
-                meta = {key: source.meta(key)[i] for key in source.meta_keys}
-                store.append({**kept, "action": arrays["expert"][:, 0]}, meta)  # of (T, K, A)
-        return
-    source_name, words = CONVERT[name]
-    demos(folder, source_name)
-    paths = [f"data={folder / source_name}", f"out={folder / name}", f"hydra.run.dir={folder}/convert"]
-    subprocess.run([sys.executable, "-m", "s2robot", "convert", *paths, *words], cwd=ROOT, check=True)
+def demos(folder: Path, name: str) -> Path:
+    """Return a form of the demonstrations, which is made once."""
+    if not (folder / name).exists():
+        source, words = CONVERT[name]
+        data = demos(folder, source) if source else shipped_demos("xarm7_cube")
+        paths = [f"data={data}", f"out={folder / name}", f"hydra.run.dir={folder}/convert"]
+        subprocess.run([sys.executable, "-m", "s2robot", "convert", *paths, *words], cwd=ROOT, check=True)
+    return folder / name
 
 
 def main() -> None:
@@ -78,16 +62,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=[*ROWS], help=f"of {', '.join(ROWS)}")
     args = parser.parse_args()
-    summary, base = ROOT / "docs/results/peers/summary.json", None
-    folder = args.folder.resolve()
+    summary, base, folder = ROOT / "docs/results/peers/summary.json", None, args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(args.names, key=lambda name: name != BASE):
         peer, data = ROWS[name]
-        demos(folder, data)
         python = python_of(peer) if peer else sys.executable
-        words = [python, "-m", "benchmarks.peers.sides", name.partition("/")[2], folder / data, "60"]
+        words = [python, "-m", "benchmarks.peers.sides", name.partition("/")[2], demos(folder, data), "60"]
         done = subprocess.run(words, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
-        command = shlex.join(["python", "-m", "benchmarks.peers.rows", "<folder>", name])
+        command = f"python -m benchmarks.peers.rows <folder> {name}"
         row = {"name": name, **json.loads(done.stdout.splitlines()[-1]), "command": command}
         base = row["per_cpu_s"] if name == BASE else base
         keep(summary, row)

@@ -2,8 +2,6 @@
 
 <python of lerobot> benchmarks/peers/sides.py lerobot <folder of the dataset> <seconds>
 <python of robomimic> benchmarks/peers/sides.py robomimic <data>.hdf5 <seconds>
-python benchmarks/peers/sides.py hdf5 <data>.hdf5 <seconds>      # as robomimic reads, without robomimic
-python benchmarks/peers/sides.py features <store> <seconds>      # batches of 16 windows from the feature cache
 python benchmarks/peers/sides.py images <store> <seconds>        # batches of 16 random steps from stored images
 """
 
@@ -11,8 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,57 +66,20 @@ def robomimic(path: str) -> Iterator[dict]:
             yield {k: observations.process_obs(v.float(), obs_key=k) for k, v in batch["obs"].items()}
 
 
-def features(path: str) -> Iterator[dict]:
-    """Training batches from the cache, which is filled first if it is empty."""
-    import torch
-    from hydra import compose, initialize_config_dir
-
-    from s2robot.config import encoder_settings
-    from s2robot.core.files import configs_dir
-    from s2robot.demos.store import EpisodeStore
-    from s2robot.demos.windows import make_windows
-    from s2robot.encoders.build import build_encoder
-    from s2robot.features import FeaturesSettings, encode_demos
-    from s2robot.training.batches import Batches
-
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        encoder = build_encoder(encoder_settings(compose("train")))
-    store = EpisodeStore.open(path)
-    cached, _ = encode_demos(store, encoder, tuple(CAMERAS), FeaturesSettings())
-    windows = make_windows(store, np.arange(len(store)), 1, 8)
-    batches = Batches(store, cached, windows, torch.device("cpu"), product=torch.float32)
-    return (batches.step(step, 16, 0) for step in count())
-
-
-def hdf5(path: str) -> Iterator[dict]:
-    """As `images` from robomimic's layout, a dataset per demo and camera: each frame is looked up by name and read alone."""
-    import h5py
-
-    file = h5py.File(path)
-    rows = [(demo, i) for demo, group in file["data"].items() for i in range(len(group["actions"]))]
-    return _random_steps(len(rows), lambda c, i: file[f"data/{rows[i][0]}/obs/{c}_image"][rows[i][1]])
-
-
 def images(path: str) -> Iterator[dict]:
-    """Random steps from a store, one read a frame."""
-    from s2robot.demos.store import EpisodeStore
-
-    store = EpisodeStore.open(path)
-    return _random_steps(store.num_steps, lambda c, i: store.read(f"images_{c}", i, i + 1)[0])
-
-
-def _random_steps(steps: int, read: Callable[[str, int], np.ndarray]) -> Iterator[dict]:
-    """Batches with the images of all cameras as floats, as robomimic and LeRobot return them; read: (camera, step)."""
+    """Random steps from a store, one read a frame, as floats like those of robomimic and LeRobot."""
     import torch
 
-    rng = np.random.default_rng(0)
+    from s2robot.demos.store import EpisodeStore
+
+    store, rng = EpisodeStore.open(path), np.random.default_rng(0)
     while True:
-        rows = rng.integers(steps, size=16)
-        frames = {camera: np.stack([read(camera, i) for i in rows]) for camera in CAMERAS}
+        rows = rng.integers(store.num_steps, size=16)
+        frames = {c: np.stack([store.read(f"images_{c}", i, i + 1)[0] for i in rows]) for c in CAMERAS}
         yield {c: torch.from_numpy(seen).permute(0, 3, 1, 2).float() / 255 for c, seen in frames.items()}
 
 
 if __name__ == "__main__":
     side, argument, seconds = sys.argv[1:]
-    sides = {f.__name__: f for f in (lerobot, robomimic, hdf5, features, images)}
+    sides = {f.__name__: f for f in (lerobot, robomimic, images)}
     print(json.dumps(clock(sides[side](argument), float(seconds))))

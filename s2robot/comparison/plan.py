@@ -32,6 +32,7 @@ from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.frames import at_height
+from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.records import read_records
 from s2robot.overrides import key_of, of_record
@@ -123,6 +124,7 @@ def _resolve(arm: Arm, common: Sequence[str]) -> ArmFacts:
         words = [*common, *arm.overrides]
         train, e = settings_of("train", words), settings_of("evaluate", words)
         encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
+        require_simulator(world)
         world = world.replace(image_size=at_height(world.image_size, world.cameras, e.evaluate.video_size))
     facts = {
         **{"name": arm.name, "label": arm.label, "encoder": encoder.name},

@@ -238,18 +238,15 @@ def check_views(
 def demo_images(
     store: EpisodeStore, cameras: tuple[str, ...], image_size: ImageSize, episodes: int = 6
 ) -> dict[str, np.ndarray]:
-    """Return the first frames of some episodes, rendered if the demos store states.  # {camera: uint8 (n, H, W, 3)}
-
-    Raises UserError if rendering is necessary and the simulator is not installed.
-    """
+    """Return the first frames {camera: uint8 (n, H, W, 3)} of some episodes, rendered from states (UserError: no simulator)."""
     chosen = np.linspace(0, len(store) - 1, min(episodes, len(store))).round().astype(int)
     starts = [store.episode_slice(int(i)).start for i in chosen]
     if store.attrs["kind"] == "images":
         read = lambda c, i: fitted(store.read(f"images_{c}", i, i + 1)[0], size_of(image_size, c))  # noqa: E731
         return {c: np.stack([read(c, i) for i in starts]) for c in cameras}
-    require_simulator()
-    states = np.concatenate([store.read("state", i, i + 1) for i in starts])
     world = world_of_demos(store, cameras=cameras, image_size=image_size)
+    require_simulator(world)
+    states = np.concatenate([store.read("state", i, i + 1) for i in starts])
     return dict(zip(cameras, frames_of([states], world), strict=True))
 
 

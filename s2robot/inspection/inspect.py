@@ -61,8 +61,6 @@ def replay_demos(demos: DemosSettings, world: Any = None) -> str:
     store, count = _open(demos, world)
     if names_no_world(store.attrs):
         raise mismatch("task", f"the world of {store.path}, which does not store one", "none")
-    if store.attrs["kind"] == "states":
-        require_simulator()
     env, worst, failed = make(world_of_demos(store), draw=False), 0.0, list[int]()
     if "state" not in store.keys:
         return _follow(store, env, count)
@@ -105,7 +103,7 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
     advice = "not checked without videos"
     if settings.videos.write and store.cameras:
         if store.attrs["kind"] == "states":
-            require_simulator()
+            require_simulator(world_of_demos(store))
         with bar("videos") as update:
             films, frames = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
         advice = advise(store, count, settings.scales)
@@ -182,7 +180,7 @@ def _write_page(
         path,
         "inspect.html.j2",
         title=title,
-        headline=f"{title}, {ends[-1]:,} step{'s' * (ends[-1] != 1)}",
+        headline=f"{title}, {ends[-1]:,} step{'s' * bool(ends[-1] != 1)}",
         facts=facts,
         kinds=[(kind, meaning, kinds[kind]) for kind, meaning in KINDS.items() if kinds[kind]],
         looked=[meaning for kind, meaning in KINDS.items() if kind not in ", ".join(unknown).split(", ")],
