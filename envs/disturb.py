@@ -180,16 +180,17 @@ _CHANGED = (
 
 
 def _in_mujoco(world: Task) -> TypeGuard["MujocoTask"]:
-    return hasattr(world, "model") and hasattr(world, "camera_ids")
+    return type(getattr(world, "model", None)).__name__ == "MjModel"
 
 
 def available(world: Task) -> list[str]:
     """Return the axes that a world allows, in the order of :data:`AXES`."""
     axes = [*IMAGES, *_EPISODES]
     if _in_mujoco(world):
-        # 7: mjGEOM_MESH, whose size comes from its file
-        meshes = any(world.model.geom_type[g] == 7 for g in _objects(world))
-        axes += [axis for axis in MODELS if axis != "object_size" or not meshes]
+        kinds, cameras = {world.model.geom_type[g] for g in _objects(world)}, hasattr(world, "camera_ids")
+        absent = ("object_",) * (not kinds) + ("camera_", "field_") * (not cameras)
+        absent += ("object_size",) * (7 in kinds)  # mjGEOM_MESH: its size comes from its file
+        axes += [axis for axis in MODELS if not axis.startswith(absent)]
     known = type(world.settings).model_fields
     return axes + [axis for axis, setting in SETTINGS.items() if setting in known]
 

@@ -214,6 +214,7 @@ class GymTask(Task):
         rows: Any = [flatten(self._space(key), self._at(self.seen, key)) for key in self._proprio_keys]
         return np.concatenate(rows).astype(np.float32)
 
+    model = property(lambda self: self.inner.unwrapped.model)  # of a MuJoCo environment, for disturbances
     is_success = property(lambda self: self._success)
     progress = property(lambda self: self._measured)
 

@@ -63,8 +63,6 @@ def convert(cfg: DictConfig) -> None:
             path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"), world=world)
         store = bound(EpisodeStore.open(path), world, cfg.clip, data)
     if to:
-        if store.attrs["kind"] == "states":
-            require_simulator(world_of_demos(store))
         with bar("converting") as update:
             export(store, out, to, settings, lambda *n: update(*n, "steps"))
         counts = len(store), store.num_steps

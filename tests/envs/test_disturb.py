@@ -5,7 +5,8 @@ import pytest
 
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.disturb import AXES, IMAGES, MODELS, SETTINGS, Disturbed, available
+from s2robot.envs.disturb import AXES, IMAGES, MODELS, Disturbed, available
+from s2robot.envs.tasks import make, settings_class
 from s2robot.evaluation.stress import StressSettings
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 0, 0.0])
@@ -102,9 +103,9 @@ def test_dropped_frames_repeat_the_previous_frame(world):
     assert sorted(images[:, i].max() > 0 for i in range(2)) == [False, True]
 
 
-def test_tasks_without_a_model_support_only_image_axes_and_delay():
-    class Other:
-        settings = CubePickConfig()
-
-    assert set(available(Other())) == set(AXES) - set(MODELS)
-    assert set(SETTINGS) < set(available(Other()))
+def test_other_tasks_have_image_axes_and_delay_and_what_their_model_allows():
+    other = type("Other", (), {"settings": CubePickConfig()})
+    assert set(available(other())) == set(AXES) - set(MODELS)
+    settings = {"id": "Pusher-v5", "cameras": ["render"], "success": "terminated"}
+    allowed = {"light", "light_direction", "table_colour", "friction"}
+    assert set(available(make(settings_class("gym")(**settings)))) & set(MODELS) == allowed
