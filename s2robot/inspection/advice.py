@@ -37,11 +37,9 @@ def advise(store: EpisodeStore, count: int, settings: AdviceSettings) -> str:
     share, size, side = sorted(found)[len(found) // 2]  # of the cameras
     spans = {scale: scale * settings.tokens * share for scale in SCALES}
     best = next((scale for scale, span in spans.items() if span >= 1), SCALES[-1])
-    small = "" if spans[best] >= 1 else ", but the object stays below a token"
+    but = "" if spans[best] >= 1 else ", but the object stays below a token"
     tokens = ", ".join(f"{span:.1f} tokens at scale {scale}" for scale, span in spans.items())
-    return (
-        f"object {size:.0f} px in frames of {side} px: {tokens}; s2.scales=[{best}] is likely to pay{small}"
-    )
+    return f"object {size:.0f} px in frames of {side} px: {tokens}; s2.scales=[{best}] is likely to pay{but}"
 
 
 def object_size(frames: np.ndarray, change: float) -> float:
