@@ -127,7 +127,8 @@ def pairs_table(name: str) -> str:
 
 
 def studies() -> list[str]:
-    return sorted(f"s2/{file.stem}" for file in (RESULTS / "s2").glob("*.json"))
+    names = [f"s2/{file.stem}" for file in (RESULTS / "s2").glob("*.json")]
+    return sorted(names, key=lambda name: [(part.zfill(3), part) for part in name.split("-")])
 
 
 def primary_table() -> str:
@@ -224,8 +225,7 @@ def picture(file: Path) -> None:
     """Draw success against the cost of a frame, a panel for each world."""
     panels, looks = [], dict[str, Any]()
     for name in studies():
-        facts, outcomes = comparison(name)
-        lines = []
+        (facts, outcomes), lines = comparison(name), list[plots.Line]()
         for arm in facts["arms"]:
             colour, marker, *_ = looks.setdefault(arm["name"], plots.look(len(looks)))
             low, high, _ = success_interval(outcomes[arm["name"]])
@@ -233,7 +233,10 @@ def picture(file: Path) -> None:
             span = ([100 * low], [100 * high])
             lines.append(plots.Line([arm["gflops_per_frame"]], [y], arm["label"], colour, *span, style))
         panels.append(plots.Panel(name[3:], lines, "GFLOPs a frame", "success (%)", "x", ylim=(0, 101)))
-    plots.curves(panels, 2, (4.6, 3.4)).savefig(file, dpi=110)
+    figure = plots.curves(panels, 2, (4.6, 3.4))
+    for axes in figure.axes:
+        axes.set_xlim(0.17, 3.2)  # from the cheapest arm to the most expensive one, in every panel
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:

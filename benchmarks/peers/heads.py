@@ -1,11 +1,10 @@
 """Train and evaluate peers' networks on our cached features: `s2robot` with three more heads.
 
-    <python of LeRobot 0.6.1 and robomimic 0.3.0> -m benchmarks.peers.heads train policy.head.kind=lerobot_act policy.context=1
-    <the same> -m benchmarks.peers.heads evaluate checkpoint=<run>
+    <python of LeRobot 0.6.1 and robomimic 0.3.0> -m benchmarks.peers.heads train policy.head.kind=lerobot_act
+    <the same> -m benchmarks.peers.heads evaluate checkpoint=<run>/checkpoint
 
-`lerobot_act`, `lerobot_diffusion` and `robomimic_rnn_gmm` (`policy.context=10 policy.chunk=1 policy.execute=1`) are the peers' own classes
-with their losses. They read our pooled features and the state, unprojected: with a peer's head, no body is between them.
-"""
+The heads are the peers' own classes and losses. They read pooled features and state: no body of ours is between. `robomimic_rnn_gmm`
+needs `policy.context=10 policy.chunk=1 policy.execute=1`."""
 
 import sys
 from collections import OrderedDict

@@ -1,10 +1,9 @@
-"""Measure loading of each side, as rows of docs/results/peers/summary.json.
+"""Measure loading of each side in one thread, as rows of docs/results/peers/summary.json.
 
-    python -m benchmarks.peers.rows <folder>                               # all rows
-    python -m benchmarks.peers.rows <folder> loading/robomimic loading/images
+    python -m benchmarks.peers.rows <folder> [loading/robomimic loading/images]
 
 Peers are installed once, into $S2ROBOT_CACHE/peers (LeRobot's torch brings 7 GB of CUDA libraries). The shipped
-demonstrations are converted once, into the folder. Each row runs in one thread.
+demonstrations are converted once, into the folder.
 """
 
 import argparse
@@ -63,7 +62,6 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[*ROWS], help=f"of {', '.join(ROWS)}")
     args = parser.parse_args()
     summary, base, folder = ROOT / "docs/results/peers/summary.json", None, args.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(args.names, key=lambda name: name != BASE):
         peer, data = ROWS[name]
         python = python_of(peer) if peer else sys.executable
