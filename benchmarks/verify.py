@@ -34,7 +34,7 @@ from benchmarks import faults  # noqa: E402
 RESULTS = ROOT / "docs" / "results"
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("faults", "results", "s2", "tasks")),
+    *(f"docs/{name}.md" for name in ("coming-from", "faults", "results", "s2")),
     *(f"docs/results/{name}/README.md" for name in ("outside", "s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
