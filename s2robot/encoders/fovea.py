@@ -45,7 +45,7 @@ class FovealEncoder(S2Encoder):
         self, model: nn.Module, zoom: float, gaze: str, maps: Mapping[str, Tensor] | None = None, **args: Any
     ) -> None:
         super().__init__(model, **args)
-        self.zoom, self.gaze = zoom, gaze
+        self.zoom, self.gaze, self.coarse = zoom, gaze, args.get("resolution") == "upsampled"
         self.dim += PLACED
         maps = {} if gaze in FIXED else maps or read_gaze(gaze, super().fingerprint)
         self.keys = sorted(maps)  # one per camera: gaze.<number>.<camera>
@@ -61,12 +61,13 @@ class FovealEncoder(S2Encoder):
     def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 of the encoder's own and everything that determines the crop."""
         parts = [super().fingerprint, self.zoom, weights_sha256(self.maps) if self.keys else self.gaze]
+        parts += ["upsampled"] * self.coarse
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def image_size(self) -> int:
-        """Side of the square frames to render; the crop has the pixels of the largest size."""
-        return round(super().image_size * self.zoom)
+        """Side of the square frames to render. The crop has the pixels of the largest size, or if upsampled, no new ones."""
+        return super().image_size if self.coarse else round(super().image_size * self.zoom)
 
     def map_of(self, height: int, width: int) -> Size:
         """Return the rows and columns of the frame's tokens, with those of the crop below."""
@@ -150,8 +151,7 @@ def read_gaze(source: str, encoder: str) -> dict[str, Tensor]:
 
     UserError: the source has no heat maps, or they belong to another encoder.
     """
-    path = Path(source)
-    if path.is_dir():
+    if (path := Path(source)).is_dir():
         policy, contract = load_checkpoint(path)
         trained_on, pooling = contract["encoder"]["fingerprint"], policy.network.pooling
         if policy.network.count > 1:  # the weights of all members are stacked

@@ -45,6 +45,9 @@ def test_tokens_are_those_of_the_frame_and_of_the_exact_crop(facts, zoom, first)
     torch.testing.assert_close(tokens[0, 16:, 64:66], places * side / 64)  # both have one centre
     assert (fovea.map_of(64, 64), fovea.dim, fovea.num_tokens) == ((8, 4), 67, 32)
     assert fovea.gflops_per_image == 2 * plain.gflops_per_image and fovea.image_size == round(32 * zoom)
+    coarse = build_encoder(facts | {"zoom": zoom, "resolution": "upsampled"})  # no new pixels
+    assert coarse.image_size == 32 and coarse.encode(noise(1, 32, 32)).shape == (1, 32, 67)
+    assert coarse.fingerprint != fovea.fingerprint
     assert {fovea.encode(noise(n, 43, 71)).shape[1] for n in (0, 1)} == {np.prod(fovea.map_of(43, 71))}
 
 
