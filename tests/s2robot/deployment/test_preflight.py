@@ -153,7 +153,7 @@ def test_swapped_cameras_are_reported(demos):
 
 
 def test_demos_that_need_rendering_only_warn_without_the_simulator(demos, tmp_path, monkeypatch):
-    def missing():
+    def missing(world):
         raise UserError("mujoco is not installed: pip install 's2robot[sim]'")
 
     frames = {name: demos[name][0] for name in VIEWS}
