@@ -128,7 +128,7 @@ def pairs_table(name: str) -> str:
 
 def studies() -> list[str]:
     names = [f"s2/{file.stem}" for file in (RESULTS / "s2").glob("*.json")]
-    return sorted(names, key=lambda name: [(part.zfill(3), part) for part in name.split("-")])
+    return sorted(names, key=lambda name: [part.zfill(3) for part in name.split("-")])
 
 
 def primary_table() -> str:
