@@ -74,7 +74,7 @@ def machine() -> Iterator[Check]:
     gpus = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     yield Check("gpu", bool(gpus), gpus or "torch finds none; everything runs on the CPU", needed=False)
     free = lambda: shutil.disk_usage(cache_dir()).free / 1e9  # noqa: E731
-    cache = attempt("cache", lambda: f"{cache_dir()}, {free():.0f} GB free")
+    cache = attempt("cache", lambda: f"{cache_dir()}, {free():.1f} GB free, at least {_MIN_GB:g} needed")
     yield cache._replace(good=cache.good and free() >= _MIN_GB and os.access(cache_dir(), os.W_OK))
     demos = shipped_demos("any").parent
     yield Check("demos", any(demos.glob("*.zarr")), f"shipped in {demos}")

@@ -8,9 +8,13 @@ from s2robot.loading import image_size_of, load_networks
 
 
 def test_doctor_passes_here_and_names_missing_packages(here, monkeypatch):
+    monkeypatch.setattr(doctor, "_MIN_GB", 0.0)  # whatever disk the tests run on
     good = here("doctor")
     lines = {line.split()[1]: line for line in good.stdout.splitlines()}
     assert good.returncode == 0 and lines["sim"].startswith("ok") and "MUJOCO_GL=" in lines["drawing"]
+    monkeypatch.setattr(doctor, "_MIN_GB", 1e9)
+    full = here("doctor")
+    assert full.returncode == 1 and "at least 1e+09 needed" in full.stdout.partition("FAIL  cache")[2]
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "xarm" else name)
     monkeypatch.setattr(doctor, "version", lambda name: "0.1")
     monkeypatch.setattr(doctor, "choose_gl", lambda: 1 / 0)
