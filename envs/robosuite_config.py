@@ -48,11 +48,7 @@ class RobosuiteSettings(CommonSettings, at="task", file="task/robosuite"):
     kwargs: dict[str, Any] = from_yaml()
 
     simulator = True
-    failures = {
-        "approach": "not grasped",
-        "grasp": "grasped, not solved",
-        "start": "not solved",
-    }
+    failures = {"approach": "not grasped", "grasp": "grasped, not solved", "start": "not solved"}
     version = property(lambda self: f"robosuite:{self.env}")
     action_frame = property(lambda self: f"robosuite:{self.controller}")
     success_text = property(lambda self: GRASPED.get(self.env, f"solved {self.env}"))

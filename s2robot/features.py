@@ -20,7 +20,6 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import FeatureCache, Joined
 from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.envs.frames import as_image_size
-from s2robot.envs.gl import require_simulator
 from s2robot.loading import device_of
 
 
@@ -78,8 +77,6 @@ def _encode(
     if not cache.missing():
         return cache.features, cache
     world = world_of_demos(store) if store.attrs["kind"] == "states" else None
-    if world:
-        require_simulator(world)
     workers, threads = settings.shares()
     size = as_image_size(sizes)
     previous_threads = torch.get_num_threads()

@@ -35,11 +35,9 @@ def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: P
     }  # fmt: skip
 
 
-def draw_outcomes(
-    a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator, pairs: int = MAX_PAIRS
-) -> list[np.ndarray]:
-    """Return both arms' outcomes at drawn positions, with one training seed per arm and replay.  # int8 (replays, pairs) each"""
-    at = rng.integers(0, a.shape[1], (replays, pairs))
+def draw_outcomes(a: np.ndarray, b: np.ndarray, replays: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return both arms' outcomes at drawn positions, with one training seed per arm and replay.  # int8 (replays, MAX_PAIRS) each"""
+    at = rng.integers(0, a.shape[1], (replays, MAX_PAIRS))
     return [np.asarray(arm, np.int8)[rng.integers(0, len(arm), (replays, 1)), at] for arm in (a, b)]
 
 

@@ -5,6 +5,7 @@
     s2robot stats a/eval_info.json b/eval_info.json           # LeRobot files; run folders and CSV files work too
     s2robot stats runs/compare/mine replays=1000              # how many trials would tell these arms apart?
     s2robot stats real:runs/arm sim:runs/simulated simulated=sim   # estimate the arm's success from both
+    s2robot stats a:runs/stress/a b:runs/stress/b             # folders of `s2robot stress`: which one is more robust?
 
 A CSV file has a column `success` (0, 1, true or false) and may have `arm`, `training_seed`, `position` and `stage`. Arms on
 the same positions are paired. Exit code 0: every pair was told apart; 3: at least one was not.
@@ -32,7 +33,7 @@ from s2robot.comparison.statistics import MINUS, VERDICTS, p_text, pair_figures,
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import read_json, read_text, write_json
 from s2robot.core.settings import Different, Settings, Stored, from_yaml, read, read_some
-from s2robot.evaluation.records import read_records, wilson
+from s2robot.evaluation.records import mean_interval, read_records, wilson
 
 UNDECIDED = 3  # exit code
 _COUNTS = re.compile(r"(?:(?P<label>[^:/]+):)?(?P<successes>\d+)/(?P<trials>\d+)")
@@ -60,11 +61,12 @@ class Arm(NamedTuple):
     outcomes: np.ndarray  # bool (training seeds, trials)
     positions: tuple[Any, ...] | None  # of the trials; None: unknown, so the arm cannot be paired
     stages: np.ndarray | None = None  # str, same shape as outcomes: the stage each trial reached
+    disturbances: tuple[Any, ...] = ()  # of a stress test, over which outcomes (1, trials) is a mean
 
 
 class _Row(NamedTuple):
     arm: str
-    seed: str  # of training
+    seed: str | tuple[str, str]  # of training, or a disturbance and its strength
     position: Any
     success: bool
     stage: str = ""
@@ -157,7 +159,7 @@ def read_arms(word: str) -> list[Arm]:
 
 
 def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
-    seeds: dict[str, dict[Any, _Row]] = {}
+    seeds: dict[Any, dict[Any, _Row]] = {}
     for i, row in enumerate(rows):
         run = seeds.setdefault(row.seed, {})
         position = ("trial", i) if row.position is None else row.position
@@ -173,6 +175,8 @@ def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
         np.array([[getattr(run[at], key) for at in positions] for run in seeds.values()])
         for key in ("success", "stage")
     )
+    if isinstance(rows[0].seed, tuple):
+        return Arm(label, success.mean(0, keepdims=True), positions, disturbances=(*seeds,))
     return Arm(label, success, positions if known else None, stages)
 
 
@@ -187,9 +191,10 @@ def _read_csv(path: Path) -> list[_Row]:
         if success is None:
             where, got = f"{path} line {number}: success", repr(row["success"])
             raise UserError(f"{where}: expected 0, 1, true or false, got {got}")
-        if not row.get("axis"):  # skip a comparison's axes
+        if not row.get("axis") and row.get("disturbance") != "":  # only the main part of each kind of file
             position = row.get("position") or row.get("seed") or None
             arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
+            seed = (row["disturbance"], row["value"]) if "disturbance" in row else seed
             found.append(_Row(arm, seed, position, success, stage))
     return found
 
@@ -215,11 +220,13 @@ def _read_json(path: Path) -> list[_Row]:
 def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = None) -> dict[str, Any]:
     """Return the difference in success of a and b, as in compare.json, and the gap detectable with ``settings.power``. With
     ``settings.stages``, an arm wins a position by reaching a later stage. ``seq_alpha``: see `pair_figures`."""
+    if a.disturbances != b.disturbances:
+        raise UserError(f"{a.label}, {b.label}: expected the same disturbances for both")
     if matched := a.positions is not None and a.positions == b.positions:
         x, y = stage_wins(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
         found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, seq_alpha)
         found = {key: found[key] for key in ("a", "b", "difference", "low", "high", "p", "scope", "method")}
-        if settings.replays:
+        if settings.replays and not a.disturbances:
             design = _design(x, y, power=settings.power)
             found["plan"] = plan_pairs(x, y, settings.replays, settings.gap, design)
     else:
@@ -232,7 +239,7 @@ def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | Non
         found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
         found |= {"scope": "new trials", "method": _METHOD}
     found["paired"] = matched
-    if seq_alpha is None and not settings.stages:
+    if seq_alpha is None and not settings.stages and not a.disturbances:
         found["detectable"] = detectable(a, b, matched, settings.power)
     return found
 
@@ -325,8 +332,14 @@ def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0
 
 
 def _arm_row(arm: Arm, seq_alpha: float | None) -> dict[str, Any]:
-    found = figures.arm_interval(arm.outcomes, seq_alpha)
-    counts = {"successes": int(arm.outcomes.sum()), "trials": arm.outcomes.size, "seeds": len(arm.outcomes)}
+    found, each = figures.arm_interval(arm.outcomes, seq_alpha), max(1, len(arm.disturbances))
+    if arm.disturbances and seq_alpha is None:
+        found["low"], found["high"] = mean_interval(arm.outcomes[0], each * arm.outcomes.size)
+    counts = {
+        "successes": round(each * arm.outcomes.sum()),
+        "trials": each * arm.outcomes.size,
+        "seeds": len(arm.outcomes),
+    }
     return {"label": arm.label, **counts, **{key: found[key] for key in ("low", "high", "interval")}}
 
 

@@ -27,7 +27,6 @@ from s2robot.deployment.settings import Bridge
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize, size_of
-from s2robot.envs.gl import require_simulator
 from s2robot.envs.real.arms.description import ArmDescription
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -245,7 +244,6 @@ def demo_images(
         read = lambda c, i: fitted(store.read(f"images_{c}", i, i + 1)[0], size_of(image_size, c))  # noqa: E731
         return {c: np.stack([read(c, i) for i in starts]) for c in cameras}
     world = world_of_demos(store, cameras=cameras, image_size=image_size)
-    require_simulator(world)
     states = np.concatenate([store.read("state", i, i + 1) for i in starts])
     return dict(zip(cameras, frames_of([states], world), strict=True))
 

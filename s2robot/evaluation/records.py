@@ -155,6 +155,17 @@ def score_interval(p: Any, episodes: Any, quantile: Any) -> tuple[Any, Any]:
     return np.maximum(0, np.minimum(p, centre - half)), np.minimum(1, np.maximum(p, centre + half))
 
 
+def mean_interval(means: np.ndarray, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval, for new positions, of the mean of positions' success rates (N,): Wilson's for as many independent
+    episodes as have the variance of that mean, N to ``trials``, with Student's quantile."""
+    from scipy import stats  # slow to import
+
+    count, share = len(means), means.mean()
+    effective = np.clip(share * (1 - share) / max(means.var(ddof=1) / count, 1e-12), count, trials)
+    low, high = score_interval(share, effective, stats.t.ppf(0.975, count - 1))
+    return float(low), float(high)
+
+
 class Task(NamedTuple):
     settings: type[TaskSettings]
     success_text: str

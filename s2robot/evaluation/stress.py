@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from pydantic import field_validator
-from scipy import stats
 
 from s2robot.config import task_settings
 from s2robot.core.errors import UserError, one_of
@@ -29,7 +28,7 @@ from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import make, make_cached
 from s2robot.evaluation.evaluate import world_for
-from s2robot.evaluation.records import Journal, rate, score_interval
+from s2robot.evaluation.records import Journal, mean_interval, rate
 from s2robot.evaluation.rollouts import LearnedPlanner, World
 from s2robot.evaluation.video import rerun, write_video
 from s2robot.loading import image_size_of, load_networks
@@ -152,20 +151,17 @@ def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
 def figures(
     journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
 ) -> dict[str, Any]:
-    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths. Its interval
-    is Wilson's for as many independent episodes as have the variance of the positions' means, with Student's quantile."""
+    """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths."""
     count, episodes = settings.episodes, range(settings.episodes)
     plain, *others = ([j.records[e]["success"] for e in episodes] for j in journals.values())
     table = np.array(others).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
     means = table.mean((0, 1))  # (N,)
-    share, variance = means.mean(), max(means.var(ddof=1) / count, 1e-12)
-    effective = np.clip(share * (1 - share) / variance, count, table.size)
-    low, high = score_interval(share, effective, stats.t.ppf(0.975, count - 1))
+    low, high = mean_interval(means, table.size)
     entries = []
     for axis, rows in zip(axes, table, strict=True):
         points = [{"value": v, **rate(row)} for v, row in zip(settings.axes[axis], rows, strict=True)]
         entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
-    score = {"success": float(share), "low": float(low), "high": float(high)}
+    score = {"success": float(means.mean()), "low": low, "high": high}
     positions = {"seed": settings.seed, "episodes": count}
     undisturbed = {"value": 0.0, **rate(plain)}
     return {"score": score, "undisturbed": undisturbed, "axes": entries, "positions": positions}
@@ -198,8 +194,9 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
         (f"video-{i}", v["path"], f"{_words(v['axis'])} {v['value']:g}: episode {v['episode']}")
         for i, v in enumerate(found["videos"])
     ]
+    cell = lambda point: [f"{100 * point['success']:.0f} %", f"at {point['value']:g}"]  # noqa: E731
     heads = ("axis", "mean", *(f"strength {i}" for i in range(1, STRENGTHS + 1)))
-    rows = [[_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(_cell, e["points"])] for e in entries]
+    rows = [[_words(e["axis"]), f"{100 * e['success']:.0f} %", *map(cell, e["points"])] for e in entries]
     text = "The score is the mean over axes and strengths; its interval holds for new positions."
     facts = [("positions", found["positions"]["episodes"]), ("first position", found["positions"]["seed"])]
     head: list[Block] = [("headline", headline(found)), ("text", text), ("facts", facts)]
@@ -222,7 +219,3 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
 
 def _words(axis: str) -> str:
     return axis.replace("_", " ")
-
-
-def _cell(point: Mapping[str, Any]) -> list[str]:
-    return [f"{100 * point['success']:.0f} %", f"at {point['value']:g}"]

@@ -15,6 +15,7 @@ from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import camera_sizes, episode_frames, open_cached, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import at_height
+from s2robot.envs.gl import require_simulator
 from s2robot.inspection.tables import FrameStats
 from s2robot.reporting.h264 import encode
 
@@ -64,6 +65,7 @@ def film_all(
     """Write videos of the first `episodes` as `folder`/0000.mp4 and so on, and measure their frames (UserError)."""
     world: Any = world_of_demos(store) if store.attrs["kind"] == "states" else None
     if world is not None:
+        require_simulator(world)
         size = world.image_size
         size = size if settings.draw is None else at_height(size, store.cameras, settings.draw)
         world = world.replace(image_size=size, cameras=store.cameras)

@@ -26,7 +26,6 @@ from s2robot.demos.errors import mismatch
 from s2robot.demos.replay import follow_episode, replay_episode, starts, task_of, world_of_demos
 from s2robot.demos.schema import PARTS
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.gl import require_simulator
 from s2robot.envs.tasks import make
 from s2robot.inspection.advice import AdviceSettings, advise
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
@@ -102,8 +101,6 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
     frames: Frames = []
     advice = "not checked without videos"
     if settings.videos.write and store.cameras:
-        if store.attrs["kind"] == "states":
-            require_simulator(world_of_demos(store))
         with bar("videos") as update:
             films, frames = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
         advice = advise(store, count, settings.scales)

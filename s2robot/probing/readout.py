@@ -211,12 +211,7 @@ def kernels(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def fit_frames(
-    own: np.ndarray,
-    cross: np.ndarray,
-    targets: np.ndarray,
-    episodes: np.ndarray,
-    groups: Sequence[list[int]],
-    penalties: np.ndarray = FRAME_PENALTIES,
+    own: np.ndarray, cross: np.ndarray, targets: np.ndarray, episodes: np.ndarray, groups: Sequence[list[int]]
 ) -> tuple[np.ndarray, list[float], np.ndarray]:
     """Fit ridge regression from `kernels` to targets (n, k), with a separate penalty for each group.
 
@@ -231,9 +226,9 @@ def fit_frames(
     values, vectors = np.maximum(values[:-1], 0), vectors[:, :-1]
     mean = targets.mean(0)
     inner = vectors.T @ (targets - mean)  # (n - 1, k)
-    absolute = penalties * max(np.trace(own) / n, 1e-6)  # above rounding
+    absolute = FRAME_PENALTIES * max(np.trace(own) / n, 1e-6)  # above rounding
     episode_rows = [np.flatnonzero(episodes == e) for e in np.unique(episodes)]
-    left_out = np.zeros((len(penalties), targets.shape[1]))
+    left_out = np.zeros((len(FRAME_PENALTIES), targets.shape[1]))
     for p, penalty in enumerate(absolute):
         shrunk = penalty / (values + penalty)  # (n - 1,)
         residuals = vectors @ (shrunk[:, None] * inner)  # (n, k)
@@ -245,7 +240,7 @@ def fit_frames(
         best = int(left_out[:, columns].sum(1).argmin())
         dual = vectors @ (inner[:, columns] / (values + absolute[best])[:, None])
         predictions[:, columns] = mean[columns] + cross @ dual
-        chosen.append(float(penalties[best]))
+        chosen.append(float(FRAME_PENALTIES[best]))
     return predictions, chosen, left_out
 
 
@@ -271,12 +266,7 @@ def regrid(tokens: np.ndarray, count: int) -> np.ndarray:
 
 
 def fit_tokens(
-    source: np.ndarray,
-    target: np.ndarray,
-    frames: int,
-    episodes: range,
-    folds: int = 5,
-    penalties: np.ndarray = TOKEN_PENALTIES,
+    source: np.ndarray, target: np.ndarray, frames: int, episodes: range, folds: int = 5
 ) -> tuple[Callable[[np.ndarray], np.ndarray], float, np.ndarray]:
     """Fit one ridge map for the tokens of all positions, with an unpenalised bias.
 
@@ -304,12 +294,12 @@ def fit_tokens(
         xx[range(1, size), range(1, size)] += penalty * max(spread, 1e-6)  # above rounding
         return scipy.linalg.solve(xx, gram[:size, size:], assume_a="pos")
 
-    total, left_out = grams.sum(0), np.zeros((len(penalties), len(y_mean)))
-    for (p, penalty), gram in product(enumerate(penalties), grams):
+    total, left_out = grams.sum(0), np.zeros((len(TOKEN_PENALTIES), len(y_mean)))
+    for (p, penalty), gram in product(enumerate(TOKEN_PENALTIES), grams):
         w = solve(total - gram, penalty)
         xx, xy, yy = gram[:size, :size], gram[:size, size:], gram[size:, size:].diagonal()
         left_out[p] += yy - 2 * (w * xy).sum(0) + (w * (xx @ w)).sum(0)
-    chosen = float(penalties[left_out.sum(1).argmin()])
+    chosen = float(TOKEN_PENALTIES[left_out.sum(1).argmin()])
     w = solve(total, chosen)
     weight = scale[:, None] * w[1:]
     bias = w[0] + y_mean - mean @ weight

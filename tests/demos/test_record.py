@@ -15,14 +15,13 @@ from s2robot.demos import replay
 from s2robot.demos.record import RecordingSettings, record, record_episode, relabel
 from s2robot.demos.replay import camera_sizes, drawn_by, episode_frames, replay_episode, world_of_demos
 from s2robot.demos.store import EpisodeStore
-from s2robot.demos.windows import make_windows
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests import forks
 from tests.demos.test_store import ATTRIBUTES
 from tests.inline import do_inline
-from tests.kills import ROOT, kill_at_every_write
+from tests.kills import kill_at_every_write
 
 CAMERAS, SIZE = ("hand", "left", "right"), 64
 
@@ -338,12 +337,3 @@ def test_relabelling_rejects_episodes_the_picker_did_not_record(tmp_path, source
         source = as_store(tmp_path / name, about | {"picker": picker}, arrays | changes)
         with pytest.raises(UserError, match=text):
             relabel(source, tmp_path / f"{name}.out", RecordingSettings(expert=1))
-
-
-def test_shipped_demos_contain_expert_chunks():
-    store = EpisodeStore.open(ROOT / "demos" / "data" / "xarm7_cube.zarr")
-    assert len(store) == 120 and np.array_equal(store["imitate"], 1 - store["perturbed"])
-    imitated = store["imitate"].astype(bool)
-    assert np.array_equal(store["expert"][imitated, 0], store["action"][imitated])  # as recorded
-    windows = make_windows(store, np.arange(120), 1, 16)
-    assert len(windows) == imitated.sum() and not windows.action_pad.any()

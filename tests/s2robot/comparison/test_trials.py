@@ -1,6 +1,7 @@
 """`s2robot stats`: its test against full enumeration, its readers, and the exit code of the command."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from s2robot.comparison import trials
 from s2robot.comparison.paired import difference
 from s2robot.comparison.trials import Arm, StatsSettings, read_arms
 from s2robot.core.errors import UserError
+from s2robot.evaluation.records import mean_interval
 
 
 @pytest.mark.parametrize(("m", "n"), [(10, 10), (14, 31)])
@@ -96,6 +98,22 @@ def test_every_file_format_can_be_read(tmp_path):
     x, y = read_arms(str(tmp_path))
     assert (x.label, y.label) == ("x", "y") and x.positions == y.positions == ("1", "2", "3")
     assert x.outcomes.all() and x.outcomes.shape == (2, 3) and not y.outcomes.any()
+
+
+def test_stress_tests_are_paired_by_position(tmp_path):
+    arms, settings = [], StatsSettings(trials=("a", "b"))
+    for file, lost, count in (("a.csv", 1, 3), ("b.csv", 8, 3), ("c.csv", 1, 2)):
+        cells = product((",0", "blur,1", "blur,9")[:count], range(12))
+        rows = [f"{kind},{i},{int(kind != 'blur,9' or i >= lost)}" for kind, i in cells]
+        (tmp_path / file).write_text("\n".join(["disturbance,value,position,success", *rows]))
+        arms += read_arms(str(tmp_path / file))
+    assert trials.report(arms[:2], settings, tmp_path) == 0
+    (_, b), (pair,) = json.loads((tmp_path / "stats.json").read_text()).values()
+    assert pair["difference"] == pytest.approx(3.5 / 12) and pair["p"] == pytest.approx(2 / 2**7)  # 7 wins
+    assert (b["successes"], b["trials"], b["seeds"]) == (16, 24, 1)
+    assert (b["low"], b["high"]) == pytest.approx(mean_interval(np.array([0.5] * 8 + [1.0] * 4), 24))
+    with pytest.raises(UserError, match="b, c: expected the same disturbances"):
+        trials.compare_arms(*arms[1:], settings)
 
 
 @pytest.mark.parametrize(

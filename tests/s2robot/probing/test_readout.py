@@ -220,7 +220,8 @@ def test_left_out_episodes_and_predictions_of_frames_match_plain_ridge(width, mo
         for e in np.unique(episodes):
             out = episodes == e
             expected[p] += ((ridge(z, y, ~out, penalty)(z[out]) - y[out]) ** 2).sum(0)
-    predictions, chosen, left_out = readout.fit_frames(own, cross, y, episodes, [[0], [1]], penalties)
+    monkeypatch.setattr(readout, "FRAME_PENALTIES", penalties)
+    predictions, chosen, left_out = readout.fit_frames(own, cross, y, episodes, [[0], [1]])
     np.testing.assert_allclose(left_out, expected, rtol=1e-8)
     assert chosen == penalties[expected.argmin(0)].tolist()
     for column, p in enumerate(expected.argmin(0)):
@@ -228,7 +229,7 @@ def test_left_out_episodes_and_predictions_of_frames_match_plain_ridge(width, mo
         np.testing.assert_allclose(predictions[:, column], plain[:, column], rtol=1e-9)
 
 
-def test_token_maps_match_plain_ridge_and_cross_validation():
+def test_token_maps_match_plain_ridge_and_cross_validation(monkeypatch):
     x, y = tokens(9, 6, 5), tokens(9, 3, 6)
     y += x @ np.random.default_rng(7).normal(size=(6, 3)) * 0.1
     x[..., 2] = 0.1  # a constant channel has no information
@@ -245,7 +246,8 @@ def test_token_maps_match_plain_ridge_and_cross_validation():
         for fold in range(4):
             out = episodes % 4 == fold
             expected[p] += ((relative(~out, penalty)(z[out]) - targets[out]) ** 2).sum(0)
-    predict, chosen, left_out = readout.fit_tokens(x, y, FRAMES, range(9), 4, penalties)
+    monkeypatch.setattr(readout, "TOKEN_PENALTIES", penalties)
+    predict, chosen, left_out = readout.fit_tokens(x, y, FRAMES, range(9), 4)
     np.testing.assert_allclose(left_out, expected, rtol=1e-9)
     assert chosen == penalties[expected.sum(1).argmin()]
     plain = relative(np.ones(len(z), bool), chosen)(z)
