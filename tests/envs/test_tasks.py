@@ -13,7 +13,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos.record import record
 from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_task import GymSettings
-from s2robot.envs.tasks import make, make_cached, register_user_task, settings_class, settings_of
+from s2robot.envs.tasks import make, make_cached, register_user_task, settings_of
 from s2robot.evaluation.rollouts import World
 from tests.inline import do_inline
 
@@ -186,7 +186,6 @@ def started(env):
         (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success: expected .*, got 'solved'"),
         (lambda: started(make(DIAL)).expert(np.random.default_rng(0)), "task gym: expected a scripted expert .*, got none"),
         (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers in total, got 2"),
-        (lambda: settings_class("robosuit"), "task: expected .*, got 'robosuit', did you mean 'robosuite'"),
         (lambda: register_user_task("mine", ".pusher:Pusher"), "task.class: expected module:Class, got '.pusher:Pusher'"),
         (lambda: register_user_task("mine", "json:JSONDecoder"), "task.class: expected a subclass of"),
         (lambda: settings_of({"cube": 1}), "env_config.cube: unknown key"),
