@@ -133,18 +133,12 @@ def copy_fork_server() -> None:
 
 
 def _fork_server(path, args, passfds) -> int:
-    """Start it through a child process that exits with its status, because the caller waits for a child."""
+    """Start it through a child process that exits with its status, because the caller waits for a child. That is no fork of
+    this process: Python 3.12 would free what belonged to other threads, and PyAV's objects then wait for these forever."""
     if "multiprocessing.forkserver" not in args[-1]:
         return _spawn(path, args, passfds)
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        fds = {fd: fd for fd in (0, 1, 2, *passfds)}
-        connection, _ = start_copy(["-c", args[-1]], os.getcwd(), dict(os.environ), fds)
-        os.closerange(0, connection.fileno())
-        os.closerange(connection.fileno() + 1, 1 << 16)
-        status = os.waitstatus_to_exitcode(int(line(connection) or signal.SIGKILL))
-    finally:
-        os._exit(status & 255)
+    fds = {fd: fd for fd in (0, 1, 2, *passfds)}
+    with start_copy(["-c", args[-1]], os.getcwd(), dict(os.environ), fds)[0] as connection:
+        status = f"int(os.read({connection.fileno()}, 16) or {signal.SIGKILL:d})"
+        script = f"import os; status = {status}; os._exit(status >> 8 or status & 127)"
+        return _spawn(path, [*args[:1], "-ISc", script], [connection.fileno()])
