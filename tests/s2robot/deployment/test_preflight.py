@@ -153,12 +153,12 @@ def test_swapped_cameras_are_reported(demos):
 
 
 def test_demos_that_need_rendering_only_warn_without_the_simulator(demos, tmp_path, monkeypatch):
-    def missing(world):
+    def missing(settings, draw=True):
         raise UserError("mujoco is not installed: pip install 's2robot[sim]'")
 
     frames = {name: demos[name][0] for name in VIEWS}
     preflight.draw_views(frames, demos, tmp_path / "both.png")
-    monkeypatch.setattr(preflight, "require_simulator", missing)
+    monkeypatch.setattr("s2robot.demos.replay.make_cached", missing)
     policy = types.SimpleNamespace(contract={}, image_size=64)
     alone = tmp_path / "alone.png"
     found = preflight.check_views(DemosSettings(name="xarm7_cube"), policy, frames, alone, True)
