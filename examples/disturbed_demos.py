@@ -8,8 +8,8 @@ import argparse
 
 import numpy as np
 
-from s2robot.core.workers import worker_pool
-from s2robot.demos.replay import camera_sizes, episode_frames
+from s2robot.core.timing import cores
+from s2robot.demos.replay import camera_sizes, render_episodes
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.disturb import IMAGES
 
@@ -34,15 +34,6 @@ def disturbed(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack(out)
 
 
-def copied(path: str, episode: int, size: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the arrays of one episode, with images in place of simulator states, and what is stored about it."""
-    store, rng = EpisodeStore.open(path), np.random.default_rng(episode)
-    frames = episode_frames(path, episode, store.cameras, size)
-    arrays = {key: x for key, x in store.episode(episode).items() if key != "state"}
-    arrays |= {f"images_{c}": disturbed(x, rng) for c, x in zip(store.cameras, frames, strict=True)}
-    return arrays, {key: store.meta(key)[episode] for key in store.meta_keys}
-
-
 def main(argv: list[str] | None = None) -> EpisodeStore:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("path", help="the dataset")
@@ -53,10 +44,13 @@ def main(argv: list[str] | None = None) -> EpisodeStore:
     )
     args = parser.parse_args(argv)
     store = EpisodeStore.open(args.path)
-    with EpisodeStore.create(args.out, store.attrs | {"kind": "images"}) as out, worker_pool(2) as pool:
-        tasks = [(args.path, i, args.size) for i in range(len(store))[: args.episodes]]
-        for arrays, meta in pool.in_order(copied, tasks):
-            out.append(arrays, meta)
+    chosen = list(range(len(store))[: args.episodes])
+    with EpisodeStore.create(args.out, store.attrs | {"kind": "images"}) as out:
+        for i, frames in render_episodes(store, chosen, store.cameras, args.size, cores()):
+            arrays, rng = store.episode(i), np.random.default_rng(i)
+            arrays.pop("state", None)  # the images take its place
+            arrays |= {f"images_{c}": disturbed(x, rng) for c, x in zip(store.cameras, frames, strict=True)}
+            out.append(arrays, {key: store.meta(key)[i] for key in store.meta_keys})
     store = EpisodeStore.open(args.out)
     print(f"{len(store)} episodes, frames of {camera_sizes(store, store.cameras)}: {store.path}")
     return store

@@ -29,10 +29,8 @@ def test_every_example_is_tested_here_and_documented():
 
 
 def test_disturbed_demos_as_a_script(tmp_path):
-    script, shipped = (
-        (EXAMPLES / "disturbed_demos").with_suffix(".py"),
-        EXAMPLES.parent / "demos/data/xarm7_cube.zarr",
-    )
+    script = (EXAMPLES / "disturbed_demos").with_suffix(".py")
+    shipped = EXAMPLES.parent / "demos/data/xarm7_cube.zarr"
     command = [sys.executable, script, shipped, tmp_path / "out.zarr", "--episodes", "1", "--size", "32"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
