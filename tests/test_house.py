@@ -53,16 +53,14 @@ def test_pyproject_lists_the_folders_that_contain_code():
         assert (ROOT / "s2robot" / top).readlink().as_posix() == f"../{top}"
 
 
-def test_packages_and_layers_correspond():
-    assert {package_of(module) for module in MODULES if module not in FACADES} == set(LAYER)
-
-
 def test_diagram_is_up_to_date():
     drawn = (ROOT / "docs/images/house.svg").read_text(encoding="utf-8")
     assert drawn == house.drawing(), "docs/images/house.svg is outdated: python docs/house.py"
 
 
 def test_packages_import_only_from_lower_layers():
+    assert {package_of(module) for module in MODULES if module not in FACADES} == set(LAYER)
+
     def is_wrong(module, i):
         if module in FACADES:
             return False
@@ -70,11 +68,6 @@ def test_packages_import_only_from_lower_layers():
         return source != target and LAYER[source] <= LAYER[target]
 
     assert not imports_where(is_wrong)
-
-
-def test_demos_import_envs_and_core_only():
-    below = ("demos", "envs", "core")
-    assert not imports_where(lambda m, i: m.startswith("s2robot.demos") and package_of(i.name) not in below)
 
 
 def test_facade_imports_its_two_modules_lazily():
@@ -92,11 +85,6 @@ def test_no_import_is_relative_or_by_top_level_folder():
     assert not [i.at for imports in imported().values() for i in imports if i.name.split(".")[0] in banned]
 
 
-def test_product_code_imports_no_emulator():
-    inside = ".real.emulator"
-    assert not imports_where(lambda m, i: inside in i.name and inside not in m)
-
-
 def test_light_modules_load_no_simulator():
     loads = {module: loaded(module, imported()) for module in MODULES}
     heavy = {module: [n for n in names if n.split(".")[0] in SIMULATED] for module, names in loads.items()}
@@ -105,7 +93,10 @@ def test_light_modules_load_no_simulator():
     assert all(heavy[m] for m in SIMULATING), f"now light: {[m for m in SIMULATING if not heavy[m]]}"
 
 
-def test_modules_of_an_extra_are_imported_lazily():
+def test_no_import_of_demos_of_the_emulator_or_of_an_extra_is_out_of_place():
+    below, emulator = ("demos", "envs", "core"), ".real.emulator"
+    assert not imports_where(lambda m, i: m.startswith("s2robot.demos") and package_of(i.name) not in below)
+    assert not imports_where(lambda m, i: emulator in i.name and emulator not in m)
     assert not imports_where(lambda m, i: i.name in DERIVED and not (i.lazy or i.typing))
 
 

@@ -109,7 +109,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     write_csv(plan.out / "episodes.csv", figures.COLUMNS, rows)
     write_json(plan.out / "compare.json", result)
     write_json(plan.out / "summary.json", {key: result[key] for key in ("arms", "pairs")})
-    if experiment.videos:
+    if experiment.videos and plan.pairs:
         result["videos"] = film_disagreements(plan, runs, result["pairs"][0], experiment.videos)
         write_json(plan.out / "compare.json", result)
     return result
@@ -119,7 +119,7 @@ def _evaluate(
     stopping: Stopping, plan: Plan, policies: Policies
 ) -> tuple[list[Job], int, dict[str, Any] | None]:
     """Train and evaluate all positions, or in batches until every pair is decided. Return jobs, positions and looks."""
-    if not stopping.enabled:
+    if not stopping.enabled or not plan.pairs:
         jobs = planning.evaluation(plan, plan.main, policies, len(plan.positions))
         run_jobs(jobs, plan.parallel, plan.threads)
         return jobs, len(plan.positions), None

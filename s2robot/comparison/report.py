@@ -34,7 +34,8 @@ def write_compare_report(run_dir: Path) -> Path:
     arms, pairs, labels = facts["arms"], facts["pairs"], {arm["name"]: arm["label"] for arm in facts["arms"]}
     titles = (f"position {video['position']}: {labels[video['arm']]}" for video in facts["videos"])
     films = [(f"video-{i}", facts["videos"][i]["path"], title) for i, title in enumerate(titles)]
-    lines = [headline(pair, labels) for pair in pairs]
+    successes = [f"{arm['label']}: {_percent(arm['success'])} [{_span(arm)}]" for arm in arms]
+    lines = [headline(pair, labels) for pair in pairs] or successes
     counts = {
         "training seeds per arm": sorted({len(arm["seeds"]) for arm in arms}),
         "positions": facts["positions"]["episodes"],
@@ -56,7 +57,7 @@ def write_compare_report(run_dir: Path) -> Path:
     ]
     sections = [
         Section("Success of each arm", [*_arms(arms, facts.get("measure")), *_published(facts)]),
-        Section("Arm against arm", _pairs(pairs, labels)),
+        *([Section("Arm against arm", _pairs(pairs, labels))] if pairs else []),
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_position_maps(run_dir, facts, labels)], "wide"),
         *(_axis(axis, labels, number) for number, axis in enumerate(facts["axes"])),

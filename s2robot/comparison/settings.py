@@ -131,7 +131,7 @@ class Compare(Settings, file="compare"):
 
     out: Path = Field(alias="run_dir")  # relative if it is below the working directory
     record: bool | None = from_yaml()
-    arms: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()  # None: all
+    arms: Annotated[tuple[str, ...], Different, Field(min_length=1)] | None = from_yaml()  # None: all
     axes: Annotated[tuple[str, ...], Different, Field(min_length=1)] | None = from_yaml()
     jobs: int | None = from_yaml(ge=1)
     threads: int | None = from_yaml(ge=1)

@@ -113,8 +113,7 @@ def report(arms: Sequence[Arm], settings: StatsSettings, out: Path) -> int:
     """Print and write the figures of these arms; return the exit code."""
     labels = [arm.label for arm in arms]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        got = f"{min(twice)!r} twice; type <name>:<trials>"
-        raise UserError(f"trials: expected arms of different names, got {got}")
+        raise UserError(f"trials: expected different names, got {min(twice)!r} twice; type <name>:<trials>")
     for key in ("against", "simulated"):
         if (name := getattr(settings, key)) is not None:
             one_of(key, name, labels)
@@ -226,7 +225,9 @@ def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | Non
         x, y = stage_wins(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
         found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, seq_alpha)
         found = {key: found[key] for key in ("a", "b", "difference", "low", "high", "p", "scope", "method")}
-        if settings.replays and not a.disturbances:
+        if settings.replays and a.disturbances:
+            raise UserError(f"replays: expected arms without disturbances, got a stress test of {a.label}")
+        if settings.replays:
             design = _design(x, y, power=settings.power)
             found["plan"] = plan_pairs(x, y, settings.replays, settings.gap, design)
     else:
@@ -333,13 +334,11 @@ def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0
 
 def _arm_row(arm: Arm, seq_alpha: float | None) -> dict[str, Any]:
     found, each = figures.arm_interval(arm.outcomes, seq_alpha), max(1, len(arm.disturbances))
+    size = each * arm.outcomes.size
     if arm.disturbances and seq_alpha is None:
-        found["low"], found["high"] = mean_interval(arm.outcomes[0], each * arm.outcomes.size)
-    counts = {
-        "successes": round(each * arm.outcomes.sum()),
-        "trials": each * arm.outcomes.size,
-        "seeds": len(arm.outcomes),
-    }
+        found["low"], found["high"] = mean_interval(arm.outcomes[0], size)
+        found["interval"] = "Wilson, from the positions' means over disturbances"
+    counts = {"successes": round(each * arm.outcomes.sum()), "trials": size, "seeds": len(arm.outcomes)}
     return {"label": arm.label, **counts, **{key: found[key] for key in ("low", "high", "interval")}}
 
 

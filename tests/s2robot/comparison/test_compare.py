@@ -18,6 +18,7 @@ from s2robot.comparison import compare as comparing
 from s2robot.comparison import jobs
 from s2robot.comparison import statistics as figures
 from s2robot.comparison.plan import Plan, make_plan
+from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.settings import Compare
 from s2robot.core.run_folder import locked
 from s2robot.core.settings import read_some
@@ -83,6 +84,15 @@ def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
     assert len(killed) > 40
     for write, folder in killed.items():
         assert results_of(folder) == reference, write
+
+
+def test_single_arm_has_a_page_without_pairs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = compare_stubs(*planned([f"run_dir={OUT}", *WORDS, "arms=[one]"], WORDS[1:2]), monkeypatch)
+    assert (
+        [arm["name"] for arm in found["arms"]] == ["one"] and not found["pairs"] and found["stopping"] is None
+    )
+    assert "Arm against arm" not in write_compare_report(OUT).read_text()
 
 
 def test_positions_solved_by_one_arm_are_filmed_for_both(recorded, save_untrained, tmp_path, monkeypatch):

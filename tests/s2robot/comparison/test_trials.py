@@ -114,6 +114,8 @@ def test_stress_tests_are_paired_by_position(tmp_path):
     assert (b["low"], b["high"]) == pytest.approx(mean_interval(np.array([0.5] * 8 + [1.0] * 4), 24))
     with pytest.raises(UserError, match="b, c: expected the same disturbances"):
         trials.compare_arms(*arms[1:], settings)
+    with pytest.raises(UserError, match="replays: expected arms without disturbances"):
+        trials.compare_arms(*arms[:2], settings.model_copy(update={"replays": 9}))
 
 
 @pytest.mark.parametrize(
