@@ -92,11 +92,11 @@ class Pool:
                 self._threads.append(thread)
         return task.future
 
-    def in_order(self, function: Callable, tasks: Iterable[tuple], ahead: int = 2) -> Iterator[Any]:
-        """Yield results in the order of the tasks; at most ``ahead`` tasks are queued beyond one per worker."""
+    def in_order(self, function: Callable, tasks: Iterable[tuple]) -> Iterator[Any]:
+        """Yield results in the order of the tasks; at most two tasks are queued beyond one per worker."""
         remaining, waiting = iter(tasks), deque[Future]()
         while True:
-            free = len(self._workers) + ahead - len(waiting)
+            free = len(self._workers) + 2 - len(waiting)
             waiting.extend(self.submit(function, *task) for task in islice(remaining, free))
             if not waiting:
                 return
