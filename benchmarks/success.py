@@ -2,7 +2,6 @@
 
     python -m benchmarks.success policies                       # every row; hours on two cores
     python -m benchmarks.success tasks stack "stack, one scale"
-    python -m benchmarks.success experts                        # robosuite's scripted experts, as rows of `tasks`: minutes
 
 Each row is trained with every seed and evaluated on the same positions. Runs are in runs/<table>: finished ones are skipped and
 interrupted ones resume. Rows of the summary that are not run stay as they are.
@@ -12,9 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +44,7 @@ PANDA: dict[str, Any] = {
     "world": "robot=panda demos.path=runs/policies/panda.zarr",
     "record": "robot=panda out=runs/policies/panda.zarr",
 }
-ATTENTION = "policy.pooling.kind=attention"
+SOFTMAX, ATTENTION = (f"policy.pooling.kind={kind}" for kind in ("spatial_softmax", "attention"))
 ROWS = {
     "policies": {
         "default": Row(),
@@ -80,7 +77,7 @@ def run(verb: str, words: list[str], folder: Path) -> None:
 
 
 def words_of(row: Row, seed: Any) -> list[str]:
-    return [*row.train.split(), *row.world.split(), f"train.seed={seed}"]
+    return [SOFTMAX, *row.train.split(), *row.world.split(), f"train.seed={seed}"]
 
 
 def folder_of(table: str, name: str, seed: int) -> Path:
@@ -150,43 +147,19 @@ def keep_policy(table: str, name: str, args: argparse.Namespace) -> None:
     keep_success(table, name, seeds, args.seed, facts)
 
 
-def expert_outcome(task: str, seed: int) -> bool:
-    """Return whether a task's expert succeeds from a seed, with the pushes of demonstrations."""
-    from s2robot.envs.tasks import make_cached, settings_class
-
-    world: Any = make_cached(settings_class(task)(), draw=False)
-    world.reset(seed=seed)
-    expert, steps = world.expert(np.random.default_rng([seed, 7])), 0
-    while not world.is_success and steps < world.settings.max_steps:
-        world.step_physics(expert.act())
-        steps += 1
-    return world.is_success
-
-
-def keep_expert(task: str, args: argparse.Namespace) -> None:
-    with ProcessPoolExecutor(2) as pool:
-        outcomes = list(pool.map(partial(expert_outcome, task), range(args.seed, args.seed + args.episodes)))
-    command = f"python -m benchmarks.success experts {task} --episodes {args.episodes} --seed {args.seed}"
-    seeds = [{"seed": 0, "outcomes": outcomes}]
-    keep_success("tasks", f"{task}, expert", seeds, args.seed, {"command": command})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table", choices=(*ROWS, "experts"))
+    parser.add_argument("table", choices=ROWS)
     parser.add_argument("rows", nargs="*", help="rows of the table (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--episodes", type=int, default=128, help="positions (default 128)")
     parser.add_argument("--seed", type=int, default=60_000, help="of the first position (default 60000)")
     args = parser.parse_args()
-    known = ROWS.get(args.table, TASKS)
+    known = ROWS[args.table]
     if unknown := [name for name in args.rows if name not in known]:
         parser.error(f"rows: expected some of {', '.join(known)}, got {unknown[0]}")
     for name in args.rows or known:
-        if args.table == "experts":
-            keep_expert(name, args)
-        else:
-            keep_policy(args.table, name, args)
+        keep_policy(args.table, name, args)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ position, 1 for a success. A page holds a table between `<!-- <its name> -->` an
 """
 
 import argparse
+import csv
 import json
 import re
 import subprocess
@@ -24,6 +25,7 @@ from s2robot.comparison.paired import Difference, difference, holm, success_inte
 from s2robot.comparison.trials import read_arms
 from s2robot.core.files import read_json, write_json
 from s2robot.evaluation.records import read_records
+from s2robot.evaluation.stress import STRENGTHS
 from s2robot.reporting import plots
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,10 @@ PAGES = (
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
+STRESSED, AUGMENTED = (
+    "softmax",
+    3,
+)  # of docs/results/stress: the arm that others are compared with, the axes that one trained on
 TESTS = 16  # that Holm corrects the primary comparison for
 Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)
 
@@ -145,12 +151,31 @@ def success_table(name: str) -> str:
     return table(["row", "successes by training seed", "positions", "success [95 %]"], *rows)
 
 
-def difference_table(name: str) -> str:
-    outcomes, rows = rows_of(name), []
-    for a, b in read_json(RESULTS / name / "summary.json")["differences"]:
-        found = difference(outcomes[a], outcomes[b])
-        rows.append([f"{a} − {b}", points(found), p_text(found.p)])
-    return table(["difference", "points [95 %]", "p"], *rows)
+def stressed(folder: str) -> dict[str, np.ndarray]:
+    """Return success by axis (training seeds, axes, positions), the mean over strengths, from <arm>-<seed>.csv of each arm."""
+    found: dict[str, list[np.ndarray]] = {}
+    for file in sorted((RESULTS / folder).glob("*.csv")):
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        axes = dict.fromkeys(row["disturbance"] for row in rows if row["disturbance"])
+        outcomes = [[int(row["success"]) for row in rows if row["disturbance"] == axis] for axis in axes]
+        cells = np.array(outcomes).reshape(len(axes), STRENGTHS, -1)
+        found.setdefault(file.stem.rpartition("-")[0], []).append(cells.mean(1))
+    return {arm: np.array(seeds) for arm, seeds in found.items()}
+
+
+def stress_table(folder: str) -> str:
+    """Return success under disturbances, each arm's difference from STRESSED, and both without the first AUGMENTED axes."""
+    arms, rows = stressed(folder), {arm: [arm] for arm in stressed(folder)}
+    others = [arm for arm in arms if arm != STRESSED]
+    for axes in (slice(None), slice(AUGMENTED, None)):
+        means = {arm: outcomes[:, axes].mean(1) for arm, outcomes in arms.items()}
+        trials = STRENGTHS * arms[STRESSED][:, axes].shape[1]
+        found = {arm: difference(means[arm], means[STRESSED], trials=trials) for arm in others}
+        holmed = dict(zip(others, holm([each.p for each in found.values()]), strict=True))
+        for arm, mean in means.items():
+            each = [points(found[arm]), p_text(holmed[arm])] if arm in found else ["", ""]
+            rows[arm] += [f"{100 * mean.mean():.1f} %", *each]
+    return table(["arm", *["success", "difference", "p, Holm"] * 2], *rows.values())
 
 
 def fault_runs(arm: str) -> list[dict[str, Any]]:
@@ -182,7 +207,7 @@ def episodes_table(folder: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `differences …`,
+    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `stress stress`,
     `faults xarm7`, `episodes outside`; or a figure: `success <source> <arm or row>`, `difference <source> <arm> <arm>`,
     `unsafe <arm>`."""
     kind, _, of = name.partition(" ")
@@ -197,7 +222,7 @@ def block(name: str) -> str:
         "arms": arms_table,
         "pairs": pairs_table,
         "rows": success_table,
-        "differences": difference_table,
+        "stress": stress_table,
         "faults": faults_table,
         "unsafe": unsafe_commands,
         "episodes": episodes_table,

@@ -56,37 +56,39 @@ class Difference:
     scope: str  # population that low, high and p refer to: SEEDS_AND_POSITIONS or POSITIONS
 
 
-def difference(a: Array, b: Array, confidence: float = 0.95) -> Difference:
+def difference(a: Array, b: Array, confidence: float = 0.95, trials: int = 1) -> Difference:
     """Return the difference in success of arms a and b (seeds, positions), whose columns are the same positions.
 
     With two or more seeds per arm: t interval and test that treat seeds and positions as random (`estimate`), for
     SEEDS_AND_POSITIONS. With one seed in either arm the variance of training is unknown, so the results hold for
     POSITIONS: Agresti & Min 2005 (adjusted Wald, half an episode added to each cell of the paired table), and
-    McNemar's exact test if both arms have one seed.
+    McNemar's exact test if both arms have one seed. Outcomes that are means over ``trials`` disturbances have Student's
+    interval and test over positions, with half of one trial added.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     both = min(len(a), len(b)) > 1
-    centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), [a, b] if both else []))
+    centre, error, df = (float(v) for v in estimate(a.mean(0) - b.mean(0), [a, b] if both else [], trials))
+    df = min(df, a.shape[1] - 1.0) if trials > 1 else df
     half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
     p = float(2 * stats.t.sf(abs(centre) / error, df))
-    if len(a) == len(b) == 1:
+    if len(a) == len(b) == trials == 1:
         p = mcnemar(int((a > b).sum()), int((a < b).sum()))
     scope = SEEDS_AND_POSITIONS if both else POSITIONS
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
     return Difference(float(a.mean() - b.mean()), low, high, p, scope)
 
 
-def estimate(d: Any, arms: Sequence[Any]) -> tuple[Any, Any, Any]:
+def estimate(d: Any, arms: Sequence[Any], trials: int = 1) -> tuple[Any, Any, Any]:
     """Return centre, standard error and degrees of freedom (...) of differences d (..., positions).
 
     `arms`: outcomes (..., seeds, positions) whose seeds are random; if empty, the seeds are fixed.
-    Variance = variance of d, kept above zero by Agresti & Min's two added positions (half a win, half a loss, one
-    tie), plus the contribution of seeds: mean square between seeds minus the part already in d, at least zero.
+    Variance = variance of d, kept above zero by Agresti & Min's two added trials of ``trials`` at a position (half a win,
+    half a loss, one tie), plus the contribution of seeds: mean square between seeds minus the part already in d, at least zero.
     Degrees of freedom: Satterthwaite 1946. Components: Searle, Casella & McCulloch 1992, two-way crossed.
     """
-    n = d.shape[-1] + 2
+    n = d.shape[-1] + 2 / trials
     centre = d.sum(-1) / n
-    variance = ((d**2).sum(-1) + 1 - n * centre**2) / n**2
+    variance = ((d**2).sum(-1) + 1 / trials - n * centre**2) / n**2
     excess, spread = np.zeros_like(centre), np.full_like(centre, 1e-300)
     for x in arms:
         k, positions = x.shape[-2:]

@@ -55,8 +55,10 @@ def write_compare_report(run_dir: Path) -> Path:
         ("table", ("arm", "training seed", "folder"), runs, 9),
         ("settings", "Versions", page.flatten("versions", facts["versions"])),
     ]
+    others = [[each["name"], each["result"], each["conditions"]] for each in facts.get("published") or ()]
+    published = [("table", ("published result", "result", "conditions"), others, 3)] if others else []
     sections = [
-        Section("Success of each arm", [*_arms(arms, facts.get("measure")), *_published(facts)]),
+        Section("Success of each arm", [*_arms(arms, facts.get("measure")), *published]),
         *([Section("Arm against arm", _pairs(pairs, labels))] if pairs else []),
         Section("Success against cost", [_cost(arms)], "wide"),
         Section("Where each arm succeeds", [_position_maps(run_dir, facts, labels)], "wide"),
@@ -90,11 +92,6 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
         ("note", f"Interval: {'; '.join(sorted({arm['interval'] for arm in arms}))}."),
         page.figure(figure, "success", "Success of each arm with its interval, and of each training seed"),
     ]
-
-
-def _published(facts: _Facts) -> list[Block]:
-    rows = [[each["name"], each["result"], each["conditions"]] for each in facts.get("published") or ()]
-    return [("table", ("published result", "result", "conditions"), rows, 3)] if rows else []
 
 
 def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:

@@ -125,13 +125,13 @@ def mean_progress(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, 
 
 
 def pair_figures(
-    outcomes: Outcomes, positions: Sequence[int], a: str, b: str, seq_alpha: float | None = None
-) -> dict[str, Any]:
+    outcomes: Outcomes, positions: Sequence[int], a: str, b: str, seq_alpha: float | None = None, trials: int = 1
+) -> dict[str, Any]:  # fmt: skip
     """Return success of arm a minus success of arm b; ``only_a``: positions solved by most training seeds of a but not of b."""
     x, y = outcomes[a], outcomes[b]
-    found = paired.difference(x, y)
+    found = paired.difference(x, y, trials=trials)
     low, high, p, scope = found.low, found.high, found.p, found.scope
-    method = "adjusted Wald interval, McNemar's exact test"
+    method = "t interval over positions" if trials > 1 else "adjusted Wald interval, McNemar's exact test"
     if seq_alpha is not None:
         p, low, high = sequential(*tally(x, y), seq_alpha)
         scope, method = POSITIONS, "confidence sequence (sequential)"

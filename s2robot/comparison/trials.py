@@ -223,7 +223,8 @@ def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | Non
         raise UserError(f"{a.label}, {b.label}: expected the same disturbances for both")
     if matched := a.positions is not None and a.positions == b.positions:
         x, y = stage_wins(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
-        found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, seq_alpha)
+        each = max(1, len(a.disturbances))
+        found = pair_figures({a.label: x, b.label: y}, range(x.shape[1]), a.label, b.label, seq_alpha, each)
         found = {key: found[key] for key in ("a", "b", "difference", "low", "high", "p", "scope", "method")}
         if settings.replays and a.disturbances:
             raise UserError(f"replays: expected arms without disturbances, got a stress test of {a.label}")

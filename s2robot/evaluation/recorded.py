@@ -98,9 +98,8 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
         listed = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")
         listed = listed or "none; train.validation=0.1 holds some out"
         which = f"the {len(unseen)} episodes of {store.path} that neither {checkpoint} nor an ancestor was trained on"
-        raise UserError(
-            f"demos.episodes: expected some of {which} ({listed}), got {seen[0] if seen else 'none'}"
-        )
+        got = seen[0] if seen else "none"
+        raise UserError(f"demos.episodes: expected some of {which} ({listed}), got {got}")
     return chosen
 
 

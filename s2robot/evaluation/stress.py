@@ -152,7 +152,7 @@ def figures(
     journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
 ) -> dict[str, Any]:
     """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths."""
-    count, episodes = settings.episodes, range(settings.episodes)
+    episodes = range(settings.episodes)
     plain, *others = ([j.records[e]["success"] for e in episodes] for j in journals.values())
     table = np.array(others).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
     means = table.mean((0, 1))  # (N,)
@@ -162,9 +162,8 @@ def figures(
         points = [{"value": v, **rate(row)} for v, row in zip(settings.axes[axis], rows, strict=True)]
         entries.append({"axis": axis, "success": float(rows.mean()), "points": points})
     score = {"success": float(means.mean()), "low": low, "high": high}
-    positions = {"seed": settings.seed, "episodes": count}
-    undisturbed = {"value": 0.0, **rate(plain)}
-    return {"score": score, "undisturbed": undisturbed, "axes": entries, "positions": positions}
+    found = {"axes": entries, "positions": {"seed": settings.seed, "episodes": settings.episodes}}
+    return found | {"score": score, "undisturbed": {"value": 0.0, **rate(plain)}}
 
 
 def _chosen_films(
@@ -206,8 +205,9 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
         low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
         ticks: dict[float, str] = dict(enumerate(["none", *(f"{p['value']:g}" for p in entry["points"])]))
         line = plots.Line(range(len(points)), success, "", low=low, high=high, style={"marker": "o", "ms": 4})
-        title = _words(entry["axis"])
-        panels.append(plots.Panel(title, [line], "", "success (%)", ticks=ticks, ylim=(-3, 103)))
+        panels.append(
+            plots.Panel(_words(entry["axis"]), [line], "", "success (%)", ticks=ticks, ylim=(-3, 103))
+        )
     sections = [
         Section("Success by axis, worst first", [page.figure(plots.curves(panels), "axes", "Success by axis and strength")], "wide"),
         Section("Success by axis and strength", [("table", heads, rows, 1)], "wide"),

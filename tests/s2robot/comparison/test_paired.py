@@ -43,6 +43,13 @@ def records(outcomes, order=None):
     return [{"seed": 100 + int(i), "success": bool(outcomes[i])} for i in order or range(len(outcomes))]
 
 
+def test_means_over_disturbances_keep_the_error_rate():
+    chance = np.random.default_rng(1).random((2000, 10))
+    a, b = (np.random.default_rng(i).binomial(50, chance)[:, None] / 50 for i in (2, 3))
+    found = [paired.difference(x, y, trials=50).p < 0.05 for x, y in zip(a, b, strict=True)]
+    assert 0.01 < np.mean(found) < 0.06
+
+
 def test_outcomes_are_sorted_and_missing_positions_are_named():
     rng = np.random.default_rng(0)
     arms = {"base": rng.random((3, 7)) < 0.5, "s2": rng.random((2, 7)) < 0.5}
