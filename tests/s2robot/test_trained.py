@@ -61,6 +61,7 @@ def test_only_a_trained_encoder_learns_what_only_pixels_show(demos, tmp_path):
     """The control starts from the same weights and takes as many steps, but its encoder stays unchanged."""
     network = {"image_dim": 16, "state_dim": 8, "hidden": [32], "dropout": 0.0}
     policy = {"members": 1, "proprio_noise": 0.0, "chunk": 1, "execute": 1, "network": network}
+    policy["pooling"] = {"kind": "spatial_softmax", "keypoints": 4, "values": 2}  # learns in the fewest steps
     training, errors, first = {"steps": 90, "batch_size": 32, "log_every": 90, "ema": 0.9}, [], []
     dots = make_dots(tmp_path / "dots.zarr")
     for rate in (1.0, 0.0):
