@@ -205,9 +205,8 @@ def write_stress_report(run_dir: Path, found: Mapping[str, Any]) -> Path:
         low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
         ticks: dict[float, str] = dict(enumerate(["none", *(f"{p['value']:g}" for p in entry["points"])]))
         line = plots.Line(range(len(points)), success, "", low=low, high=high, style={"marker": "o", "ms": 4})
-        panels.append(
-            plots.Panel(_words(entry["axis"]), [line], "", "success (%)", ticks=ticks, ylim=(-3, 103))
-        )
+        title = _words(entry["axis"])
+        panels.append(plots.Panel(title, [line], "", "success (%)", ticks=ticks, ylim=(-3, 103)))
     sections = [
         Section("Success by axis, worst first", [page.figure(plots.curves(panels), "axes", "Success by axis and strength")], "wide"),
         Section("Success by axis and strength", [("table", heads, rows, 1)], "wide"),

@@ -89,9 +89,8 @@ def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
 def test_single_arm_has_a_page_without_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = compare_stubs(*planned([f"run_dir={OUT}", *WORDS, "arms=[one]"], WORDS[1:2]), monkeypatch)
-    assert (
-        [arm["name"] for arm in found["arms"]] == ["one"] and not found["pairs"] and found["stopping"] is None
-    )
+    assert [arm["name"] for arm in found["arms"]] == ["one"]
+    assert not found["pairs"] and found["stopping"] is None
     assert "Arm against arm" not in write_compare_report(OUT).read_text()
 
 

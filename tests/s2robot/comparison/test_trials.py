@@ -109,7 +109,8 @@ def test_stress_tests_are_paired_by_position(tmp_path):
         arms += read_arms(str(tmp_path / file))
     assert trials.report(arms[:2], settings, tmp_path) == 0
     (_, b), (pair,) = json.loads((tmp_path / "stats.json").read_text()).values()
-    assert pair["difference"] == pytest.approx(3.5 / 12) and 0.07 < pair["low"] < pair["high"] < 0.5
+    assert pair["difference"] == pytest.approx(3.5 / 12) and pair["p"] == pytest.approx(0.01084, abs=1e-5)
+    assert (pair["low"], pair["high"]) == pytest.approx((0.07562, 0.46284), abs=1e-5)  # t over 12 positions
     assert (b["successes"], b["trials"], b["seeds"]) == (16, 24, 1)
     assert (b["low"], b["high"]) == pytest.approx(mean_interval(np.array([0.5] * 8 + [1.0] * 4), 24))
     with pytest.raises(UserError, match="b, c: expected the same disturbances"):
