@@ -17,6 +17,7 @@ from s2robot.demos import replay
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
+from s2robot.encoders.augment import AUGMENTATION, augmented
 from s2robot.encoders.cache import FeatureCache, Joined
 from s2robot.encoders.encoder import S2Encoder, token_maps
 from s2robot.envs.frames import as_image_size
@@ -29,6 +30,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
     dtype: Literal["float16", "float32"] = from_yaml()
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
+    augment: int = from_yaml(ge=0)
 
     def shares(self) -> tuple[int, int]:
         """Return the number of processes and the threads per process; the default is one, since waiting threads spin."""
@@ -43,17 +45,19 @@ def encode_demos(
     settings: FeaturesSettings,
     episodes: np.ndarray | None = None,
 ) -> tuple[Any, list[FeatureCache]]:
-    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix. With
-    ``episodes``, the rows of other episodes are undefined."""
-    if not isinstance(store, Mix):
-        features, cache = _encode(store, encoder, cameras, settings, episodes)
-        return features, [cache]
+    """Return the features of a dataset (steps, cameras, tokens, dim) and their caches, one for each dataset of a mix; those
+    of each augmented copy of all steps follow. With ``episodes``, the rows of other episodes are undefined."""
+    members, firsts = (store.members, store.firsts) if isinstance(store, Mix) else ((store,), (0,))
     frame_sizes(store, encoder, cameras)  # rejects datasets with different frame sizes
     found = []
-    for member, first in zip(store.members, store.firsts, strict=False):
-        own = None if episodes is None else np.intersect1d(episodes, first + np.arange(len(member))) - first
-        found.append(_encode(member, encoder, cameras, settings, own))
-    return Joined([features for features, _ in found]), [cache for _, cache in found]
+    for copy in range(settings.augment + 1):
+        for member, first in zip(members, firsts, strict=False):
+            own = (
+                None if episodes is None else np.intersect1d(episodes, first + np.arange(len(member))) - first
+            )
+            found.append(_encode(member, encoder, cameras, settings, own, copy))
+    features = [features for features, _ in found]
+    return features[0] if len(found) == 1 else Joined(features), [cache for _, cache in found]
 
 
 def _encode(
@@ -62,13 +66,17 @@ def _encode(
     cameras: tuple[str, ...],
     settings: FeaturesSettings,
     episodes: np.ndarray | None,
+    copy: int,
 ) -> tuple[np.ndarray, FeatureCache]:
+    def named(fingerprint: str) -> str:
+        return f"{fingerprint} {AUGMENTATION} {copy}" if copy and fingerprint else fingerprint
+
     sizes = frame_sizes(store, encoder, cameras)
     tokens = max(rows * columns for rows, columns in token_maps(encoder, sizes))
     wide = {name: size for name, size in sizes.items() if size[0] != size[1]}
     about = {"dataset": str(store.path), "encoder": encoder.name, "sizes": list(encoder.sizes)}
     cache = FeatureCache(
-        settings.cache or cache_dir("features"), store.fingerprint, encoder.fingerprint, tuple(sizes),
+        settings.cache or cache_dir("features"), named(store.fingerprint), encoder.fingerprint, tuple(sizes),
         store.lengths.tolist(), tokens, encoder.dim, encoder.stored or settings.dtype, about,
         replay.drawn_by(store), wide, episodes,
     )  # fmt: skip
@@ -78,38 +86,41 @@ def _encode(
         return cache.features, cache
     world = world_of_demos(store) if store.attrs["kind"] == "states" else None
     workers, threads = settings.shares()
-    size = as_image_size(sizes)
+    options = cameras, as_image_size(sizes), world
     previous_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     # CPU workers also encode their frames: features are smaller to transfer, and no core waits for another
     far = engine_in_use().is_remote
     in_workers = far or device.type == "cpu"
 
-    def encoded(episodes: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield episodes and their features in the order of completion."""
-        state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads)
-        options = cameras, size, world
+    def frames(i: int) -> Callable[[], list[np.ndarray]]:
+        if far:  # a remote worker cannot read the dataset, so send it the recorded data
+            make = partial(replay.frames_of, *replay.seen_of(store, i, *options), i)
+        else:
+            make = partial(replay.episode_frames, store.path, i, *options)
+        return partial(augmented, make, (i, copy)) if copy else make
 
-        def frames(i: int) -> Callable[[], list[np.ndarray]]:
-            if far:  # a remote worker cannot read the dataset, so send it the recorded data
-                return partial(replay.frames_of, *replay.seen_of(store, i, *options), i)
-            return partial(replay.episode_frames, store.path, i, *options)
-
-        tasks = ((i, frames(i)) for i in episodes)
-        with worker_pool(workers, state, encodes=True, anywhere=far) as pool:
-            for (episode, _), found in pool.as_done(Encoding.run, tasks, ahead=2):
+    def made(episodes: list[int]) -> Iterator[tuple[int, Any]]:
+        """Yield episodes and their features, or on a GPU their frames, in the order of completion."""
+        state = partial(Encoding, cache, encoder.to("cpu"), settings.device, threads) if in_workers else None
+        function = Encoding.run if in_workers else _frames
+        with worker_pool(workers, state, encodes=in_workers, anywhere=far) as pool:
+            for (episode, _), found in pool.as_done(function, ((i, frames(i)) for i in episodes), ahead=2):
                 yield episode, found
 
     with bar("encoding frames") as update:
-        rendered = lambda episodes: replay.render_episodes(store, episodes, cameras, size, workers)  # noqa: E731
         features = cache.build(
-            encoded if in_workers else rendered,
+            made,
             None if in_workers else encoder.encode_cameras,
             lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
-            store.fingerprint_of_first,
+            lambda count: named(store.fingerprint_of_first(count)),
         )
     torch.set_num_threads(previous_threads)
     return features, cache
+
+
+def _frames(episode: int, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+    return make()
 
 
 class Encoding:

@@ -57,8 +57,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     demos = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
     store = (demos if demos.name or demos.path else _of_training(checkpoint)).open()
     policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), cfg.encoder.checkpoint)
-    dtype = {"dtype": contract["encoder"]["features_dtype"]}
-    features = read(FeaturesSettings, plain(cfg.features) | dtype, "features")
+    known = {"dtype": contract["encoder"]["features_dtype"], "augment": 0}
+    features = read(FeaturesSettings, plain(cfg.features) | known, "features")
     _check(store, contract, policy, encoder)
     lineage = Lineage.of(contract, checkpoint)
     trained = lineage.seen(store)

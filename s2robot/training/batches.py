@@ -15,7 +15,8 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import Windows
 from s2robot.encoders.cache import Joined
 
-_MIXED = 1 << 40  # offset between the seeds of a mix's groups and the seed of their common order
+# offsets between the seeds of a mix's groups, their common order and the copies; torch uses the low 32 bits of a seed
+_MIXED, _COPIES = 1 << 31, 1 << 30
 _AT_ONCE = 2  # frames rounded together, few enough to stay in the processor's cache
 
 
@@ -25,6 +26,7 @@ class Batches:
     The windows drawn for a step do not depend on the number of processes that share it.
 
     Args:
+        features: (M, C, N, D) of all M steps, then of each augmented copy of them; only a step draws from the copies.
         every: windows have targets at every step of their context, which a causal body trains in one pass.
         product: number format in which a step returns tokens, with their means (see `CameraPooling.multiply_in`); on the
             CPU only, because other devices convert them faster themselves.
@@ -46,13 +48,14 @@ class Batches:
         self.product = product if device.type == "cpu" else None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-            # (M, C, N, D) float16; processes of one machine share the pages of a mapped file
+            # float16; processes of one machine share the pages of a mapped file
             self.features = features if isinstance(features, Joined) else torch.from_numpy(features)
         self.proprio = torch.from_numpy(store["proprio"])  # (M, P), or with tasks (M, P + tasks)
         if tasks:
             task = torch.from_numpy(task_of_steps(store, tasks))  # (M,)
             self.proprio = torch.cat([self.proprio, torch.nn.functional.one_hot(task, len(tasks)).float()], 1)
         self.action = torch.from_numpy(store["action"])  # (M, A)
+        self.copies = len(self.features) // len(self.action)  # of the steps, the original included
         self._set_windows(windows)
 
     def _set_windows(self, windows: Windows) -> None:
@@ -67,7 +70,7 @@ class Batches:
             name: torch.from_numpy(np.ascontiguousarray(getattr(windows, name)))
             for name in ("context", "pad", "actions", "action_pad")
         }
-        self._window_at = torch.full((len(self.features),), -1)  # (M,) the window that starts at a step
+        self._window_at = torch.full((len(self.action),), -1)  # (M,) the window that starts at a step
         self._window_at[self._tables["context"][:, -1]] = torch.arange(self.count)
 
     def with_windows(self, windows: Windows) -> "Batches":
@@ -77,11 +80,12 @@ class Batches:
         return other
 
     def take(
-        self, rows: Tensor, every: bool = False, product: torch.dtype | None = None
+        self, rows: Tensor, every: bool = False, product: torch.dtype | None = None, copies: Tensor | int = 0
     ) -> dict[str, Tensor]:
-        """Return the batch of these windows, with the keys that ChunkPolicy.loss uses."""
+        """Return the batch of these windows (B,), seen in these copies (B, 1), with the keys that ChunkPolicy.loss uses."""
         context = self._tables["context"][rows]
-        steps, frames = torch.unique(context, return_inverse=True)  # (F,), (B, T)
+        seen = context + copies * len(self.action)
+        steps, frames = torch.unique(seen, return_inverse=True)  # (F,), (B, T)
         starts, action_pad = self._targets(rows, every)
         past = self.action[context].clone()  # (B, T, A)
         past[:, -1] = 0  # the policy has to predict the current step's action
@@ -113,7 +117,10 @@ class Batches:
         size = self.windows_of(size)
         at = range(step * size, (step + 1) * size)
         drawn = shuffled(self.count, seed, at) if self._mix is None else mixed(self.groups, seed, at)
-        batch = self.take(drawn[rank * size // world : (rank + 1) * size // world], self.every, self.product)
+        own = slice(rank * size // world, (rank + 1) * size // world)
+        draw = torch.Generator().manual_seed(seed * 100_003 + step + _COPIES)
+        copies = torch.randint(self.copies, (len(drawn), 1), generator=draw)
+        batch = self.take(drawn[own], self.every, self.product, copies[own])
         if world > 1:
             batch["target_counts"] = self.target_counts(drawn, self.every) / world
         return batch

@@ -64,7 +64,7 @@ def train(
     best by their loss are in ``out/checkpoint_best``).
 
     Args:
-        features: (steps, cameras, tokens, dim), cameras in the spec's order.
+        features: (steps, cameras, tokens, dim), then those of augmented copies; cameras in the spec's order.
         contract: a checkpoint's facts on encoder, robot and dataset (see s2robot.policies.checkpoint).
         episodes: the training and held-out episodes. Default: all, with the fraction `settings.validation` held out.
         progress: called every `log_every` steps with a row of metrics.
@@ -77,7 +77,7 @@ def train(
             training in `out`; a non-finite loss; a full disk; or the loss of one of several processes.
     """
     assert rollout or not settings.rollouts.every
-    fabric = launch(settings, "train")
+    fabric, copies = launch(settings, "train"), len(features) // store.num_steps
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     policy, windows = begin(settings, spec, store, training, contract, vectors, tail)
     if settings.epochs:
@@ -87,7 +87,7 @@ def train(
         policy.fit_range(*_chunks(policy, store, windows))
     elif fabric.is_global_zero:  # a pass over all features; DDP copies the result to the others
         inputs = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
-        _fit(policy, store, training, windows, None if isinstance(tail, FullEncoder) else inputs)
+        _fit(policy, store, training, windows, None if isinstance(tail, FullEncoder) else inputs, copies)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
     token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
     batches = Batches(
@@ -135,15 +135,16 @@ def _longest_target(windows: Windows) -> int:
 
 def _fit(
     policy: ChunkPolicy, store: EpisodeStore, training: np.ndarray, windows: Windows,
-    features: np.ndarray | Joined | TunedFeatures | None,
+    features: np.ndarray | Joined | TunedFeatures | None, copies: int,
 ) -> None:  # fmt: skip
     """Fit the policy's normalisation to the training episodes, weighting each dataset of a mix by its share.
 
-    Without features (the whole encoder is trained), channels are not normalised.
+    Without features (the whole encoder is trained), channels are not normalised. ``copies``: see `Batches`.
     """
     rows = np.concatenate([np.arange(s.start, s.stop) for s in map(store.episode_slice, training)])
     weights, pooled = None, policy.spec.pooling.kind == "mean"
     moments_of = partial(channel_moments, features, tokens=policy.spec.counts, pooled=pooled)
+    shifts = store.num_steps * np.arange(copies)[:, None]
     if isinstance(store, Mix):
         members_of_rows, window_weights = store.member_of(rows), store.weights_of(windows.steps)
         weights = (window_weights, store.weights_of(rows), window_weights)
@@ -152,9 +153,9 @@ def _fit(
         moments = np.zeros(channels, np.float32), np.ones(channels, np.float32)
     elif isinstance(store, Mix):
         members = [rows[members_of_rows == i] for i in range(len(store.members))]
-        moments = mixed_moments([moments_of(rows=own) for own in members], store.shares)
+        moments = mixed_moments([moments_of(rows=(own + shifts).ravel()) for own in members], store.shares)
     else:
-        moments = moments_of(rows=rows)
+        moments = moments_of(rows=(rows + shifts).ravel())
     states, chunks, pad, before = _chunks(policy, store, windows)
     policy.fit_normaliser(states, store["action"][rows], chunks, pad, moments, weights, before)
 
@@ -231,6 +232,7 @@ class _Run(Run):
             "dataset": contract["dataset"],
             **({"policy.task_vectors": short_hash(policy.tasks.table.tolist())} if policy.tasks else {}),
             "encoder": encoder,
+            "features.augment": batches.copies - 1,
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
             "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": f"{precision}, {product}",

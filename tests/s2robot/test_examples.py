@@ -1,14 +1,11 @@
 """Every script of examples/ runs on a tiny scale and gives the documented results."""
 
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from s2robot.demos.store import EpisodeStore
 from tests.s2robot.evaluation.made import record, save_records
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -26,17 +23,6 @@ def test_every_example_is_tested_here_and_documented():
     page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert all(f"{name}.py" in page for name in names)
     assert all(len(f.read_text(encoding="utf-8").splitlines()) <= 75 for f in EXAMPLES.glob("*.py"))
-
-
-def test_disturbed_demos_as_a_script(tmp_path):
-    script = (EXAMPLES / "disturbed_demos").with_suffix(".py")
-    shipped = EXAMPLES.parent / "demos/data/xarm7_cube.zarr"
-    command = [sys.executable, script, shipped, tmp_path / "out.zarr", "--episodes", "1", "--size", "32"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    store, labels = EpisodeStore.open(tmp_path / "out.zarr"), EpisodeStore.open(shipped)["expert"]
-    assert store.shape("images_left") == (32, 32, 3) and "state" not in store.keys
-    assert np.array_equal(store["expert"], labels[: store.num_steps])
 
 
 def test_s2_wraps_models_of_three_libraries(tmp_path):

@@ -78,6 +78,22 @@ def test_shared_frames_are_read_once_and_current_actions_are_hidden(data):
     assert torch.equal(batches.action, torch.from_numpy(data[0]["action"]))  # the dataset itself is unchanged
 
 
+def test_steps_draw_from_each_augmented_copy_and_validation_from_none(data):
+    store, features = data
+    batches = batches_of((store, Joined([features, features + 100])), 3)
+    drawn = [batches.step(step, 64, 0) for step in range(9)]
+    copied = torch.cat(
+        [(b["features"][b["frames"]] > 50).flatten(2).float().mean(2) for b in drawn]
+    )  # (n, T)
+    assert {*copied.flatten().tolist()} == {0, 1} and torch.equal(copied[:, 0], copied[:, 2])
+    assert 0.45 < copied.mean() < 0.55
+    assert torch.equal(drawn[3]["proprio"], batches_of(data, 3).step(3, 64, 0)["proprio"])
+    halves = [batches.step(3, 64, 0, rank, 2) for rank in (0, 1)]
+    both = torch.cat([half["features"][half["frames"]] for half in halves])
+    assert torch.equal(both, drawn[3]["features"][drawn[3]["frames"]])
+    assert batches.take(torch.arange(batches.count))["features"].max() < 50
+
+
 @pytest.mark.parametrize("members", [1, 2])
 def test_rounding_frames_in_the_step_is_bit_equal(data, members):
     store, features = data
