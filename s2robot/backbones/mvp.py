@@ -1,9 +1,9 @@
 """Load MVP's published encoders by name: downloaded once, verified, frozen.
 
-    encoder = load("vitb-mae-egosoup")               # from the user's cache; downloads 343 MB the first time
-    encoder = load("vits-mae-hoi", "mae_pretrain_hoi_vit_small.pth")
-    encoder.encode(images).shape                     # uint8 (B, H, W, 3) -> (B, 1 + N, D), CLS first
-    encoder.encode(images, pool="mean").shape        # (B, D), the mean of the N patch tokens
+    vit = load("vitb-mae-egosoup")                   # from the user's cache; downloads 343 MB the first time
+    vit = load("vits-mae-hoi", "mae_pretrain_hoi_vit_small.pth")
+    vit(images).shape                                # normalised (B, 3, H, W) -> (B, 1 + N, D), CLS first
+    S2Encoder(vit, [224]).encode(frames).shape       # uint8 (B, H, W, 3) -> (B, N, D)
 
 Files and weights: https://github.com/ir413/mvp (Xiao et al., arXiv 2203.06173; Radosavovic et al., arXiv 2210.03109).
 """
@@ -16,13 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from s2robot.backbones.device import channels_first, tensor_of
-from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec
 from s2robot.backbones.weights import load_strict, read_state
 from s2robot.core.errors import UserError, one_of, reported
@@ -62,48 +55,8 @@ PUBLISHED: dict[str, Published] = {
 }  # fmt: skip
 
 
-class MVP(nn.Module):
-    """A frozen MVP vision transformer: no gradients, always in evaluation mode.
-
-    Attributes: `name`, `vit` (normalised images to tokens), `spec`, `dim` (D), `img_size` (px), `grid`
-    (patches along a side; N = grid squared).
-    """
-
-    def __init__(self, name: str, vit: MVPViT) -> None:
-        super().__init__()
-        self.name, self.spec = name, vit.spec
-        self.dim, self.img_size, self.grid = vit.spec.dim, vit.spec.img_size, vit.spec.grid
-        self.vit = vit.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(IMAGENET[0]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET[1]).view(1, 3, 1, 1), persistent=False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> MVP:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor | np.ndarray, pool: str = "tokens") -> Tensor:
-        """Encode uint8 RGB (B, H, W, 3) to tokens (B, 1 + N, D) after the final norm, the CLS token first.
-
-        pool: "mean" returns (B, D), the mean of the N patch tokens without CLS (as RPT uses MVP); "cls" returns
-        (B, D), the CLS token (as MVP itself does). Images of other sizes are resized to img_size x img_size with
-        antialiasing, ignoring their aspect ratio. Raises UserError for another type or shape.
-        """
-        one_of("pool", pool, ("tokens", "mean", "cls"))
-        weight, size = self.vit.cls_token, (self.img_size, self.img_size)
-        x = channels_first(tensor_of(images).to(weight.device))
-        if x.shape[2:] != size:
-            x = F.interpolate(x, size=size, mode="bicubic", antialias=True).clamp_(0, 255)
-        x = (x / 255 - self.mean.float()) / self.std.float()
-        tokens = self.vit(x.to(weight.dtype))  # (B, 1 + N, D)
-        return {"tokens": tokens, "cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1)}[pool]
-
-    forward = encode
-
-
-def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = True) -> MVP:
-    """Load one of the five checkpoints in `PUBLISHED`.
+def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = True) -> MVPViT:
+    """Load one of the five checkpoints in `PUBLISHED`, without gradients and in evaluation mode.
 
     checkpoint: a local file; None uses the user's cache and downloads the file if it is missing.
     check_md5: reject a file whose md5 differs from the published one.
@@ -123,7 +76,7 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
     state = read_state(path)
     dropped, vit = ("mask_token", "decoder_", "decoder.", "head."), MVPViT(published.spec)
     load_strict(vit, {k: v for k, v in state.items() if not k.startswith(dropped)}, str(path))
-    return MVP(name, vit)
+    return vit.requires_grad_(False).eval()
 
 
 def fetch(name: str, *, check_md5: bool = True) -> Path:

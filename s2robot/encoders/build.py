@@ -121,7 +121,7 @@ def backbone_of(settings: EncoderSettings, seed: int = 0) -> Backbone:
         elif name in OURS:
             model = _own(name, checkpoint)
         else:
-            model = mvp.load(name, checkpoint, check_md5=settings.check_md5).vit
+            model = mvp.load(name, checkpoint, check_md5=settings.check_md5)
     model = with_group_norms(model) if settings.trained else model
     return find_backbone(model, tile=settings.img_size, block=settings.block)
 

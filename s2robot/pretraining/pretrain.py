@@ -126,13 +126,11 @@ class _Run(Run):
         self.loss: float | None = None  # running mean
         self.images = torch.empty(0)
         self.ahead: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}  # batches drawn in advance
-        self.start = self.tick = time.monotonic()
-        self.ticked, self.saved = 0, -1
+        self.start, self.saved = time.monotonic(), -1
 
     def begin(self, state: dict[str, Any] | None) -> None:
         if state:
             self.start, self.loss = time.monotonic() - state["seconds"], state["loss"]
-        self.ticked = self.learner.step
         if self.fabric.is_global_zero:
             self.loggers = Loggers(("tensorboard",), self.out, self.learner.step)
 
@@ -164,19 +162,13 @@ class _Run(Run):
         if not self.fabric.is_global_zero:
             return
         if step % settings.log_every == 0:
-            self._log(step, self.loss)
+            assert self.loggers is not None
+            self.loggers.write({"step": step, "loss": self.loss, "lr": self.learner.lr})
+            self.update(step, settings.steps, f"loss {self.loss:.4f}")
         if step % settings.picture_every == 0:
             save_reconstruction(self.mae, self.images, self.out / f"reconstruction_{step:06d}.png")
         if step % settings.checkpoint_every == 0:
             self.save()
-
-    def _log(self, step: int, loss: float) -> None:
-        assert self.loggers is not None
-        now = time.monotonic()
-        rate = (step - self.ticked) * self.settings.batch_size / (now - self.tick)
-        self.loggers.write({"step": step, "loss": loss, "lr": self.learner.lr, "images_per_second": rate})
-        self.update(step, self.settings.steps, f"loss {loss:.4f}  {rate:.0f} images/s")
-        self.tick, self.ticked = now, step
 
     def save(self) -> None:
         """Write the encoder with its recipe, then the state."""

@@ -216,12 +216,9 @@ class _Run(Run):
         self.progress, self.rollout = progress, rollout
         precision, product, encoder = precision_of(settings), product_of(settings), contract["encoder"]
         self.maps = build_encoder(encoder["settings"]).maps if encoder.get("settings", {}).get("zoom") else {}
-        optimizer = torch.optim.AdamW(
-            groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate),
-            lr=settings.lr,
-            # 16-mixed unscales gradients before clipping, which fused steps do themselves
-            fused=precision != "16-mixed",
-        )
+        groups = groups_of(model, settings.lr, settings.weight_decay, settings.tune.rate)
+        # 16-mixed unscales gradients before clipping, which fused steps do themselves
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=precision != "16-mixed")
         warmup = round(settings.warmup * settings.steps)
         learner = Learner(
             fabric, model, optimizer, lambda step: warm_up_then_cosine(step, settings.steps, warmup),

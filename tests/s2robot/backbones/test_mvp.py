@@ -11,14 +11,13 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from s2robot.backbones import mvp
 from s2robot.backbones.mvp import PUBLISHED
 from s2robot.backbones.vit import ViTSpec
 from s2robot.core.errors import UserError
+from s2robot.encoders.encoder import S2Encoder
 
 # small stand-ins for models that would be slow at full size
 SMALL = dict.fromkeys(("vits-mae-hoi", "vits-mae-in", "vits-sup-in"), ViTSpec(16, 4, 24, 2, 6))
@@ -91,24 +90,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 def test_every_model_matches_an_independent_forward_pass(monkeypatch, tmp_path, name):
     spec, state = SMALL[name], published_state(SMALL[name])
     write(monkeypatch, tmp_path / "x.pth", state | DECODER, name)
-    encoder = mvp.load(name, tmp_path / "x.pth")
-    assert encoder.name == name
+    encoder = S2Encoder(mvp.load(name, tmp_path / "x.pth"), [spec.img_size])
     images = noise(3, spec.img_size, spec.img_size, 3)
-    expected = slow_forward(state, images, spec)
-    assert expected.shape == (3, 1 + encoder.grid**2, encoder.dim) and expected.std() > 0.3
-    pools = {"tokens": expected, "mean": expected[:, 1:].mean(1), "cls": expected[:, 0]}
-    for pool, pooled in pools.items():
-        np.testing.assert_allclose(encoder.encode(images, pool), pooled, rtol=1e-4, atol=1e-4)
-
-
-@settings(deadline=None, max_examples=10)
-@given(st.integers(16, 70), st.integers(16, 70))
-def test_any_size_is_resized_with_antialiasing(height, width):
-    vit, image = mvp.MVPViT(SMALL[NAME]), torch.from_numpy(noise(1, height, width, 3))
-    x = F.interpolate(image.permute(0, 3, 1, 2).float(), (16, 16), mode="bicubic", antialias=True)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in IMAGENET)
-    expected = vit((x.clamp(0, 255) / 255 - mean) / std).detach()
-    torch.testing.assert_close(mvp.MVP(NAME, vit).encode(image), expected, rtol=1e-4, atol=1e-5)
+    expected = slow_forward(state, images, spec)[:, 1:]
+    assert expected.shape == (3, spec.grid**2, spec.dim) and expected.std() > 0.3
+    np.testing.assert_allclose(encoder.encode(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def rejected(words: str, path: Path | None = None, **how) -> str:
@@ -127,9 +113,7 @@ def test_invalid_files_are_rejected(monkeypatch, tmp_path):
     torch.save({"model": state}, path)  # the registered md5 is still that of the last write
     rejected(f"expected md5 [0-9a-f]{{32}} of {NAME} .*, got [0-9a-f]{{32}}", path)
     rejected(f"^{tmp_path}: not a readable weights file: ", tmp_path)
-    encoder = mvp.load(NAME, path, check_md5=False)
-    with pytest.raises(UserError, match="pool: expected .* got 'max'"):
-        encoder.encode(noise(1, 16, 16, 3), pool="max")
+    assert not mvp.load(NAME, path, check_md5=False).training
 
 
 def test_pickled_code_does_not_run(monkeypatch, tmp_path):
@@ -170,8 +154,7 @@ def files(source) -> dict[str, bytes]:
 
 def test_downloads_once_and_shows_progress(source, capsys):
     right, content = source.read_bytes(), source.read_bytes() + b"?"
-    encoder = mvp.load(NAME)
-    assert encoder.encode(noise(1, 16, 16, 3)).shape == (1, 17, 24) and files(source) == {FILE: right}
+    assert mvp.load(NAME)(torch.rand(1, 3, 16, 16)).shape == (1, 17, 24) and files(source) == {FILE: right}
     source.write_bytes(content)  # a different file, which is not downloaded again
     mvp.load(NAME)
     assert capsys.readouterr().err == ""

@@ -9,7 +9,6 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.augment import augmented
 from s2robot.encoders.build import build_encoder
 from s2robot.features import FeaturesSettings, encode_demos
-from tests.s2robot.pictures import TRAINING
 
 CAMERAS = ("hand", "left")
 
@@ -42,11 +41,3 @@ def test_copies_follow_the_features_of_all_datasets(recorded, tiny_encoder, tmp_
     mix = Mix([store], [1])
     mixed, _ = encode_demos(mix, encoder, CAMERAS, settings, chosen)  # from the same caches
     assert np.array_equal(mixed[own], features[own])
-
-
-def test_a_state_belongs_to_one_number_of_copies(here, recorded, tiny_encoder, tmp_path):
-    words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", f"features.cache={tmp_path}"]
-    words += [*TRAINING, f"hydra.run.dir={tmp_path / 'out'}"]
-    assert here("train", *words, "features.augment=1").returncode == 0
-    other = here("train", *words)
-    assert other.returncode == 2 and "features.augment" in other.stderr

@@ -181,7 +181,7 @@ def test_weighted_statistics_match_the_weighted_concatenation(mode):
 def test_training_on_a_mix_resumes_and_weights_validation_by_share(mix, tmp_path):
     store, features = mix
 
-    def trained(store):
+    def trained(store, features=features):
         contract = {**CONTRACT, "dataset": {"fingerprint": store.fingerprint}}
         split = (np.array([0, 1, 2, 8, 9]), np.array([3, 10]))
         settings = make_settings(steps=6, batch_size=5, checkpoint_every=1, log_every=6, ema=0.0)
@@ -200,6 +200,8 @@ def test_training_on_a_mix_resumes_and_weights_validation_by_share(mix, tmp_path
     assert all(torch.equal(again[k], v) for k, v in policy.state_dict().items())
     with pytest.raises(UserError, match="dataset.fingerprint.*state of another run"):
         trained(Mix(store.members, [1, 1]))
+    with pytest.raises(UserError, match="features.augment.*state of another run"):
+        trained(store, Joined(2 * features.arrays))
 
 
 def test_mix_config(data, second, tmp_path):
