@@ -41,7 +41,7 @@ PAGES = (
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
-STRESSED = "softmax"  # of docs/results/stress: the arm that others are compared with
+STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first that is there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 TESTS = 16  # that Holm corrects the primary comparison for
 Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)
@@ -162,18 +162,19 @@ def stressed(folder: str) -> dict[str, np.ndarray]:
 
 
 def stress_table(folder: str) -> str:
-    """Return success under disturbances, each arm's difference from STRESSED, and success without the first AUGMENTED axes."""
-    arms = stressed(folder)
-    means, trials = {arm: x.mean(1) for arm, x in arms.items()}, STRENGTHS * arms[STRESSED].shape[1]
-    found = {
-        arm: difference(x, means[STRESSED], trials=trials) for arm, x in means.items() if arm != STRESSED
-    }
+    """Return success under disturbances, each arm's difference from STRESSED, success without the first AUGMENTED axes, and
+    undisturbed."""
+    arms, plain = stressed(folder), rows_of(folder)
+    base = next(arm for arm in STRESSED if arm in arms)
+    means, trials = {arm: x.mean(1) for arm, x in arms.items()}, STRENGTHS * arms[base].shape[1]
+    found = {arm: difference(x, means[base], trials=trials) for arm, x in means.items() if arm != base}
     p = dict(zip(found, holm([each.p for each in found.values()]), strict=True))
     rows = []
     for arm, x in arms.items():
         each = [points(found[arm]), p_text(p[arm])] if arm in found else ["", ""]
-        rows.append([arm, f"{100 * x.mean():.1f} %", *each, f"{100 * x[:, AUGMENTED:].mean():.1f} %"])
-    heads = [f"− {STRESSED}, points [95 %]", "p, Holm", "seven axes"]
+        rest, undisturbed = f"{100 * x[:, AUGMENTED:].mean():.1f} %", counts(plain[arm]) if arm in plain else ""
+        rows.append([arm, f"{100 * x.mean():.1f} %", *each, rest, undisturbed])
+    heads = [f"− {base}, points [95 %]", "p, Holm", "seven axes", "undisturbed, of 128"]
     return table(["arm", "ten axes", *heads], *rows)
 
 
