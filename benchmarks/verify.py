@@ -10,12 +10,12 @@ position, 1 for a success. A page holds a table between `<!-- <its name> -->` an
 
 import argparse
 import csv
+import difflib
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,10 @@ PAGES = (
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
-STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first that is there
+STRESSED = (
+    "softmax",
+    "attention",
+)  # of docs/results/stress: the others are compared with the first that is there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 TESTS = 16  # that Holm corrects the primary comparison for
 Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)
@@ -172,7 +175,10 @@ def stress_table(folder: str) -> str:
     rows = []
     for arm, x in arms.items():
         each = [points(found[arm]), p_text(p[arm])] if arm in found else ["", ""]
-        rest, undisturbed = f"{100 * x[:, AUGMENTED:].mean():.1f} %", counts(plain[arm]) if arm in plain else ""
+        rest, undisturbed = (
+            f"{100 * x[:, AUGMENTED:].mean():.1f} %",
+            counts(plain[arm]) if arm in plain else "",
+        )
         rows.append([arm, f"{100 * x.mean():.1f} %", *each, rest, undisturbed])
     heads = [f"− {base}, points [95 %]", "p, Holm", "seven axes", "undisturbed, of 128"]
     return table(["arm", "ten axes", *heads], *rows)
@@ -241,9 +247,9 @@ def renew(text: str) -> str:
 def differing() -> Iterator[str]:
     for page in PAGES:
         old = (ROOT / page).read_text(encoding="utf-8")
-        for was, now in zip_longest(old.splitlines(), renew(old).splitlines()):
-            if was != now:
-                yield f"{page}: {was!r} should be {now!r}"
+        for line in difflib.ndiff(old.splitlines(), renew(old).splitlines()):
+            if line[0] in "-+":  # is, should be
+                yield f"{page}: {line}"
 
 
 def picture(file: Path) -> None:
