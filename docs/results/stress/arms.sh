@@ -20,7 +20,7 @@
 # Stress on positions 140000 to 140009, undisturbed on the 128 from 141000. Primary: both minus attention. It becomes the default
 # if it is more robust with each seed (p < 0.05, Holm over the seeds) and loses less than 1 point undisturbed, all seeds together.
 # Added before its run: and with 15 demonstrations loses less than 5 points, seeds 10 to 12, beside docs/results/attention:
-#     s2robot compare experiment=scales 'arms=[s2]' 'experiment.pairs=[]' 'experiment.seeds=[10,11,12]' demos.episodes=15 \
+#     s2robot compare experiment=scales 'arms=[two,s2]' 'experiment.pairs=[[s2,two]]' 'experiment.seeds=[10,11,12]' demos.episodes=15 \
 #       policy.pooling.kind=attention features.augment=1
 set -e
 runs=runs/stress
