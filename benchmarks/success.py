@@ -1,7 +1,7 @@
 """Success over training seeds, on positions that no choice of settings used: rows of docs/results/<table>/summary.json.
 
     python -m benchmarks.success policies                       # every row; hours on two cores
-    python -m benchmarks.success tasks stack "stack, one scale"
+    python -m benchmarks.success tasks stack lift
 
 Each row is trained with every seed and evaluated on the same positions. Runs are in runs/<table>: finished ones are skipped and
 interrupted ones resume. Rows of the summary that are not run stay as they are.
@@ -34,9 +34,9 @@ class Row:
     base: str = ""  # with DAgger: the row whose policies it starts from
 
 
-def of_task(task: str, train: str = "") -> Row:
+def of_task(task: str) -> Row:
     demos = f"runs/tasks/{task}.zarr"
-    return Row(train, f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
+    return Row("", f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
 
 
 TASKS = ("stack", "lift", "can", "square")
@@ -58,10 +58,7 @@ ROWS = {
         "panda": Row(**PANDA),
         "panda, DAgger": Row(dagger_rounds=1, base="panda", **PANDA),
     },
-    "tasks": {
-        **{task: of_task(task) for task in TASKS},
-        **{f"{task}, one scale": of_task(task, "s2=single") for task in TASKS},
-    },
+    "tasks": {task: of_task(task) for task in TASKS},
 }  # fmt: skip
 
 
@@ -77,7 +74,7 @@ def run(verb: str, words: list[str], folder: Path) -> None:
 
 
 def words_of(row: Row, seed: Any) -> list[str]:
-    return [SOFTMAX, *row.train.split(), *row.world.split(), f"train.seed={seed}"]
+    return ["features.augment=0", SOFTMAX, *row.train.split(), *row.world.split(), f"train.seed={seed}"]
 
 
 def folder_of(table: str, name: str, seed: int) -> Path:

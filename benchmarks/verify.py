@@ -215,7 +215,7 @@ def episodes_table(folder: str) -> str:
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `stress stress`,
     `faults xarm7`, `episodes outside`; or a figure: `success <source> <arm or row>`, `difference <source> <arm> <arm>`,
-    `unsafe <arm>`."""
+    `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
         source, a, b = of.split()
@@ -229,6 +229,7 @@ def block(name: str) -> str:
         "pairs": pairs_table,
         "rows": success_table,
         "stress": stress_table,
+        "robust": lambda of: f"{100 * stressed(str(Path(of).parent))[Path(of).name].mean():.1f} %",
         "faults": faults_table,
         "unsafe": unsafe_commands,
         "episodes": episodes_table,
@@ -240,7 +241,7 @@ def renew(text: str) -> str:
     """Return a page with every table and every single figure written again."""
     wide = re.compile(r"(<!-- (?!end)(\w[^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
     text = wide.sub(lambda found: f"{found[1]}\n{block(found[2])}\n\n{found[3]}", text)
-    single = re.compile(r"[^|]*(<!-- ((?:success|difference|unsafe) [^>]*) -->)")
+    single = re.compile(r"[^|]*(<!-- ((?:success|difference|unsafe|robust) [^>]*) -->)")
     return single.sub(lambda found: f" {block(found[2])} {found[1]}", text)
 
 

@@ -30,7 +30,7 @@ class FeaturesSettings(Settings, at="features", file="features/default"):
     dtype: Literal["float16", "float32"] = from_yaml()
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
-    augment: int = from_yaml(ge=0)
+    augment: int | None = from_yaml(ge=0)
 
     def shares(self) -> tuple[int, int]:
         """Return the number of processes and the threads per process; the default is one, since waiting threads spin."""
@@ -50,7 +50,7 @@ def encode_demos(
     members, firsts = (store.members, store.firsts) if isinstance(store, Mix) else ((store,), (0,))
     frame_sizes(store, encoder, cameras)  # rejects datasets with different frame sizes
     found = []
-    for copy in range(settings.augment + 1):
+    for copy in range((settings.augment or 0) + 1):
         for member, first in zip(members, firsts, strict=False):
             own = (
                 None if episodes is None else np.intersect1d(episodes, first + np.arange(len(member))) - first
@@ -108,7 +108,7 @@ def _encode(
             for (episode, _), found in pool.as_done(function, ((i, frames(i)) for i in episodes), ahead=2):
                 yield episode, found
 
-    with bar("encoding frames") as update:
+    with bar(f"encoding {'augmented ' * bool(copy)}frames") as update:
         features = cache.build(
             made,
             None if in_workers else encoder.encode_cameras,

@@ -151,6 +151,9 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
     if settings.epochs is not None and (steps := typed.get("train.steps")):
         raise UserError(f"train.epochs: expected null with train.steps={steps}, got {settings.epochs:g}")
     features = read(FeaturesSettings, cfg.features, "features")
+    if features.augment is None:
+        attends = policy is not None and policy.pooling.kind == "attention"
+        features = features.replace(augment=int(attends and not cfg.encoder.get("trained")))
     return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
 
 

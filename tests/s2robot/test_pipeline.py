@@ -190,7 +190,7 @@ def training(recorded, tiny_encoder, tmp_path):
 
 
 def test_only_the_demos_of_the_training_are_encoded(here, training, tmp_path):
-    words = [*training, "env.cameras=[hand]"]
+    words = [*training, "features.augment=0", "env.cameras=[hand]"]
 
     def trained(name, *more):
         result = here("train", *words, *more, f"hydra.run.dir={tmp_path / name}")

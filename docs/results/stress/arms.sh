@@ -44,7 +44,7 @@ arm() { # name, seed, overrides of train
     name=$1 seed=$2
     shift 2
     case " ${ARMS:-$name} " in *" $name "*) ;; *) return ;; esac
-    finish "$runs/$name-$seed" s2robot train policy.members=1 policy.pooling.kind=spatial_softmax "train.seed=$seed" "$@"
+    finish "$runs/$name-$seed" s2robot train policy.members=1 policy.pooling.kind=spatial_softmax features.augment=0 "train.seed=$seed" "$@"
     judge "$name" "$seed" "$runs/$name-$seed/checkpoint"
 }
 

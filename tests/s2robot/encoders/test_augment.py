@@ -3,12 +3,14 @@
 import numpy as np
 import torch
 
+from s2robot import pipeline
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.augment import augmented
 from s2robot.encoders.build import build_encoder
 from s2robot.features import FeaturesSettings, encode_demos
+from tests.configs import composed
 
 CAMERAS = ("hand", "left")
 
@@ -38,6 +40,11 @@ def test_copies_follow_the_features_of_all_datasets(recorded, tiny_encoder, tmp_
         expected = encoder.encode_cameras(augmented(lambda: frames, (2, copy))).half()  # noqa: B023
         own = slice(rows.start + copy * store.num_steps, rows.stop + copy * store.num_steps)
         assert torch.equal(torch.from_numpy(features[own]), expected)
-    mix = Mix([store], [1])
-    mixed, _ = encode_demos(mix, encoder, CAMERAS, settings, chosen)  # from the same caches
+    mixed, _ = encode_demos(Mix([store], [1]), encoder, CAMERAS, settings, chosen)  # from the same caches
     assert np.array_equal(mixed[own], features[own])
+
+
+def test_frozen_features_read_by_attention_are_augmented_by_default():
+    trained = ("encoder=resnet18", "s2=single")
+    for words, copies in (((), 1), (("policy=rnn",), 0), (trained, 0), (("features.augment=3",), 3)):
+        assert pipeline.read_task(composed("train", *words)).features.augment == copies
