@@ -265,7 +265,7 @@ def picture(file: Path) -> None:
             span = ([100 * low], [100 * high])
             lines.append(plots.Line([arm["gflops_per_frame"]], [y], arm["label"], colour, *span, style))
         panels.append(plots.Panel(name[3:], lines, "GFLOPs a frame", "success (%)", "x", ylim=(0, 101)))
-    figure = plots.curves(panels, 2, (4.6, 3.4))
+    figure = plots.curves(panels, 3, (3.8, 2.9))
     for axes in figure.axes:
         axes.set_xlim(0.17, 3.2)  # from the cheapest arm to the most expensive one, in every panel
     figure.savefig(file, dpi=110)
