@@ -41,10 +41,8 @@ PAGES = (
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
-STRESSED = (
-    "softmax",
-    "attention",
-)  # of docs/results/stress: the others are compared with the first that is there
+# of docs/results/stress: the others are compared with the first that is there
+STRESSED = ("softmax", "attention")
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 TESTS = 16  # that Holm corrects the primary comparison for
 Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)

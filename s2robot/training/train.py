@@ -77,22 +77,23 @@ def train(
             training in `out`; a non-finite loss; a full disk; or the loss of one of several processes.
     """
     assert rollout or not settings.rollouts.every
-    fabric, copies = launch(settings, "train"), len(features) // store.num_steps
+    fabric = launch(settings, "train")
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
     policy, windows = begin(settings, spec, store, training, contract, vectors, tail)
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
         settings = settings.replace(steps=steps, epochs=None)
-    if settings.from_:
-        policy.fit_range(*_chunks(policy, store, windows))
-    elif fabric.is_global_zero:  # a pass over all features; DDP copies the result to the others
-        inputs = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
-        _fit(policy, store, training, windows, None if isinstance(tail, FullEncoder) else inputs, copies)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
     token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
     batches = Batches(
         store, features, windows, fabric.device, policy.network.body.causal, token_dtype, spec.tasks
     )
+    if settings.from_:
+        policy.fit_range(*_chunks(policy, store, windows))
+    elif fabric.is_global_zero:  # a pass over all features; DDP copies the result to the others
+        inputs = TunedFeatures(features, tail.to(fabric.device)) if isinstance(tail, Tail) else features
+        frozen = None if isinstance(tail, FullEncoder) else inputs
+        _fit(policy, store, training, windows, frozen, batches.copies)
     validation = None
     if len(held_out):
         unseen = make_windows(store, held_out, spec.context, spec.chunk, settings.labels)

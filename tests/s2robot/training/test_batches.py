@@ -82,14 +82,11 @@ def test_steps_draw_from_each_augmented_copy_and_validation_from_none(data):
     store, features = data
     batches = batches_of((store, Joined([features, features + 100])), 3)
     drawn = [batches.step(step, 64, 0) for step in range(9)]
-    copied = torch.cat(
-        [(b["features"][b["frames"]] > 50).flatten(2).float().mean(2) for b in drawn]
-    )  # (n, T)
+    copied = torch.cat([(b["features"][b["frames"]] > 50).flatten(2).float().mean(2) for b in drawn])
     assert torch.equal(copied[:, 0], copied[:, 2]) and 0.45 < (copied == 1).float().mean() < 0.55
     assert torch.equal(drawn[3]["proprio"], batches_of(data, 3).step(3, 64, 0)["proprio"])
-    halves = [batches.step(3, 64, 0, rank, 2) for rank in (0, 1)]
-    both = torch.cat([half["features"][half["frames"]] for half in halves])
-    assert torch.equal(both, drawn[3]["features"][drawn[3]["frames"]])
+    halves = [b["features"][b["frames"]] for b in (batches.step(3, 64, 0, rank, 2) for rank in (0, 1))]
+    assert torch.equal(torch.cat(halves), drawn[3]["features"][drawn[3]["frames"]])
     assert batches.take(torch.arange(batches.count))["features"].max() < 50
 
 

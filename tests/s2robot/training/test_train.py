@@ -194,6 +194,11 @@ def test_without_validation_every_episode_is_used_for_the_set_epochs(data, tmp_p
     assert all(set(row) == expected and row["passes"] == done * 16 / windows for done, _, row in rows)
 
 
+def test_equal_weights_have_equal_validation_loss(data, tmp_path):
+    fit(data, tmp_path, make_spec(head={"kind": "flow"}), lr=1e-12, weight_decay=0.0)
+    assert len({round(row["val_loss"], 6) for row in rows_of(tmp_path)}) == 1
+
+
 def test_steps_without_a_target_are_not_executed(data, tmp_path):
     for key, changes in (("execute", {"execute": 17}), ("chunk", {"execute": 1, "ensemble": 0.01})):
         with pytest.raises(UserError, match=rf"^policy.{key}: expected <= 16 steps, .* got 17$"):
