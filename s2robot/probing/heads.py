@@ -60,10 +60,6 @@ class ScalingSettings(Settings, at="probe", file="probe/scaling"):
     families: tuple[tuple[str, ...], ...] = from_yaml()
     device: str = from_yaml()
 
-    def rules(self) -> Iterator[tuple[Any, ...]]:
-        fits = all(self.all_scales[0] in chosen for chosen in self.scales)
-        yield "scales", fits, "the smallest scale in each set"
-
     @property
     def all_scales(self) -> tuple[float, ...]:
         return tuple(sorted({scale for chosen in self.scales for scale in chosen}))

@@ -19,6 +19,7 @@ from s2robot.reporting import plots
 from s2robot.reporting.page import drawing, flatten, write_page
 from s2robot.reporting.style import save_figure
 
+_NUMBERS = ("value", "low", "high", "p")  # of an estimate; p for differences by seed alone
 JOINED, NO_IMAGE = "all", "-"  # values of a row's cameras: all, none
 Samples = Mapping[tuple, Mapping[str, np.ndarray]]  # (name, ...) -> metric -> the value, then resamples
 Estimate = Mapping[str, float | None]  # {"value", "low", "high"}
@@ -51,35 +52,36 @@ def resampled(
     return {metric: np.stack([one[metric] for one in each], 1) for metric in each[0]}
 
 
-def interval(samples: np.ndarray) -> dict[str, float | None]:
+def interval(samples: np.ndarray, tested: bool = False) -> dict[str, float | None]:
     """Return the first sample as the value and the central 95 % of the others as the interval; None where undefined.
 
     The samples are a score on the original data, then on B resamples.  # (1 + B,) or, by seed, (1 + B, S)
     """
     if samples.ndim == 2:
-        return seeds_interval(samples)
+        return seeds_interval(samples, tested)
     others = samples[1:][np.isfinite(samples[1:])]
     low, high = np.percentile(others, [2.5, 97.5]) if len(others) else (np.nan, np.nan)
     bounds = {"value": samples[0], "low": low, "high": high}
     return {name: float(x) if np.isfinite(x) else None for name, x in bounds.items()}
 
 
-def seeds_interval(samples: np.ndarray) -> dict[str, float | None]:
+def seeds_interval(samples: np.ndarray, tested: bool = False) -> dict[str, float | None]:
     """Return the mean over seeds and its 95 % t interval, for new seeds and new images; None where undefined.
 
-    Variance: that of the mean over resampled images, plus the variance that seeds add (between seeds, less the part due
+    `tested` adds "p", two-sided, for a mean of 0. Variance: that of the mean over resampled images, plus the variance that seeds add (between seeds, less the part due
     to images). Degrees of freedom: Satterthwaite 1946. With one seed, the interval is for that seed only.
     """
     own, others = samples[0], samples[1:][np.isfinite(samples[1:]).all(1)]
     if not np.isfinite(own).all() or len(others) < 2:
-        return {"value": None, "low": None, "high": None}
+        return dict.fromkeys(("value", "low", "high", *(["p"] if tested else [])))
     seeds, variance, df = len(own), max(others.mean(1).var(ddof=1), 1e-300), np.inf
     if seeds > 1:
         between, within = own.var(ddof=1) / seeds, (others - own).var(1, ddof=1).mean() / seeds
         variance += max(0.0, between - within)
         df = max(seeds - 1, (seeds - 1) * (variance / max(between, 1e-9 * variance)) ** 2)
     value, half = float(own.mean()), float(stats.t.ppf(0.975, df) * variance**0.5)
-    return {"value": value, "low": value - half, "high": value + half}
+    bounds = {"value": value, "low": value - half, "high": value + half}
+    return bounds | ({"p": float(2 * stats.t.sf(abs(value) / variance**0.5, df))} if tested else {})
 
 
 def compare(
@@ -90,7 +92,7 @@ def compare(
     for key, metrics in samples.items():
         results.append(dict(zip(keys, key, strict=True)) | {m: interval(x) for m, x in metrics.items()})
     for one, other in pairs:
-        gaps = {m: interval(x - samples[other][m]) for m, x in samples[one].items()}
+        gaps = {m: interval(x - samples[other][m], tested=True) for m, x in samples[one].items()}
         facts = dict(zip(keys[1:], one[1:], strict=True))
         differences.append({keys[0]: one[0], "minus": other[0], **facts, **gaps})
     return results, differences
@@ -120,11 +122,11 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
     write_json(out / f"{kind}.json", report)
     names = [*dict.fromkeys(name for row in rows for name in _split(row)[0])]
     numbers = [
-        (*(facts.get(name, "") for name in names), metric, *estimate.values())
+        (*(facts.get(name, "") for name in names), metric, *map(estimate.get, _NUMBERS))
         for facts, metrics in map(_split, rows)
         for metric, estimate in metrics.items()
     ]
-    write_csv(out / f"{kind}.csv", [*names, "metric", "value", "low", "high"], numbers)
+    write_csv(out / f"{kind}.csv", [*names, "metric", *_NUMBERS], numbers)
     save_figure(figure, out / f"{kind}.png")
     tables: list[list[list[str]]] = []  # one per run of rows with the same columns
     for facts, metrics in map(_split, rows):
@@ -152,8 +154,10 @@ def _text(value: Any) -> str:
     """Return a fact, or a metric as `1.73 [1.53, 1.94]`; its value alone without an interval."""
     if not isinstance(value, Mapping):
         return f"{value:.3g}" if isinstance(value, float) else str(value)
-    middle, low, high = ("–" if x is None else f"{x:.3g}".replace("-", "−") for x in value.values())
-    return middle if value["low"] is None else f"{middle} [{low}, {high}]"
+    middle, low, high, p = (
+        "–" if x is None else f"{x:.3g}".replace("-", "−") for x in map(value.get, _NUMBERS)
+    )
+    return middle if value["low"] is None else f"{middle} [{low}, {high}]" + f", p {p}" * ("p" in value)
 
 
 def plot(points: Sequence[Point], columns: int) -> Figure:
@@ -165,7 +169,11 @@ def plot(points: Sequence[Point], columns: int) -> Figure:
     for panel in panels:
         lines = []
         for i, name in enumerate(series):
-            own = [(order(x), *estimate.values()) for *at, x, estimate in points if at == [panel, name]]
+            own = [
+                (order(x), *map(estimate.get, _NUMBERS[:3]))
+                for *at, x, estimate in points
+                if at == [panel, name]
+            ]
             own.sort(key=lambda row: row[0])
             x, value, low, high = np.array(own, float).reshape(-1, 4).T
             shift = 0.16 * (i - (len(series) - 1) / 2) if named else 0

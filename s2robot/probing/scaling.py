@@ -108,10 +108,11 @@ def scaling(
     }
     points = []
     for row in results:
-        metric = truths[row["task"]][0].metrics[0]
-        sizes = settings.families if len(row["scales"]) == 1 else ()
+        metric, single = truths[row["task"]][0].metrics[0], len(row["scales"]) == 1
+        sizes = settings.families if row["scales"] == settings.all_scales[:1] else ()
         own = (family for family in sizes if len(family) > 1 and row["model"] in family)
-        series = [f"S² from {row['model']}", *(f"model size: {', '.join(family)}" for family in own)]
+        series = [f"{row['model']}, {'one scale' if single else 'several'}"]
+        series += [f"model size: {', '.join(family)}" for family in own]
         panel = f"{row['task']}, {row['head']}: {metric}"
         points += [(panel, f"{name}, {row['resize']}", row["gflops"], row[metric]) for name in series]
     return Outcome("scaling", report, points, len(truths))
@@ -126,13 +127,17 @@ def _encoder(
 
 
 def _described(facts: Mapping[str, Any], settings: ScalingSettings) -> dict[str, Any]:
-    """Return a model's facts and the cost of each set of scales."""
+    """Return a model's facts and, for each set of scales, its sizes and its cost, the sum over its scales."""
     names = {"name": "name", "tile": "tile", "dtype": "dtype", "parameters": "num_parameters"}
-    costs: dict[str, Any] = {"sizes": [], "gflops": []}
-    for scales in settings.scales:  # one encoder at a time in memory
-        encoder = _encoder(facts, settings, scales)
-        costs["sizes"].append(list(encoder.sizes))
-        costs["gflops"].append(round(encoder.gflops_per_image, 4))
+    size, gflops = dict[float, int](), dict[float, float]()
+    for scale in settings.all_scales:  # one encoder at a time in memory
+        encoder = _encoder(facts, settings, (scale,))
+        size[scale], gflops[scale] = encoder.sizes[0], encoder.gflops_per_image
+    encoder = _encoder(facts, settings, settings.all_scales)  # rejects scales that do not fit together
+    costs = {
+        "sizes": [[size[scale] for scale in chosen] for chosen in settings.scales],
+        "gflops": [round(sum(gflops[scale] for scale in chosen), 4) for chosen in settings.scales],
+    }
     about = {key: getattr(encoder, name) for key, name in names.items()}
     return about | {"block": encoder.describe.get("block")} | costs
 

@@ -202,7 +202,6 @@ def test_unusable_images_are_one_error_line(tmp_path):
             {"world": {"max_steps": 5}, "frames": 6},
             "probe.frames: expected <= 5, env.max_steps, got 6",
         ),
-        (ScalingSettings, {"scales": [[1.0], [2.0, 3.0]]}, "probe.scales: expected the smallest "),
         (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
         (MemorizeSettings, {"base": {"img_size": 7}}, "img_size: "),
     ],
@@ -217,18 +216,21 @@ def test_the_command_compares_arms_and_resumes(tmp_path, capsys, monkeypatch):
     words = [
         "probe", "probe=scaling", f"probe.data={tmp_path / 'data'}", "probe.families=[[tiny,twin],[twin,tiny]]",
         "+probe.models.twin={name: mvp-tiny, dtype: bfloat16}", "~probe.models.small",
-        "probe.scales=[[1],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0]", "probe.steps=4", "probe.heads=[conv]",
+        "probe.scales=[[1],[2],[1,2]]", "probe.resize=[upsample]", "probe.seeds=[0]", "probe.steps=4", "probe.heads=[conv]",
         "probe.batch=8", "probe.points=16", "probe.resamples=100", f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert main(words) == 0
     report = json.loads((tmp_path / "run/scaling.json").read_text())
     rows = report["results"]
-    assert [row["arm"] for row in rows] == ["tiny 1", "tiny 1+2"] * 3 + ["twin 1", "twin 1+2"] * 3
-    assert rows[1]["gflops"] == pytest.approx(5 * rows[0]["gflops"], rel=1e-3)
+    assert [row["arm"] for row in rows] == [f"{name} {s}" for name in ("tiny", "twin") for s in ("1", "2", "1+2") * 3]
+    assert [row["gflops"] / rows[0]["gflops"] for row in rows[:3]] == pytest.approx([1, 4, 5], rel=1e-3)
     assert rows[1]["loss"]["low"] <= rows[1]["loss"]["value"] <= rows[1]["loss"]["high"]
-    assert all(rows[i]["loss"] == rows[i + 6]["loss"] for i in range(6))  # the twin has equal results
+    assert len({row["loss"]["value"] for row in rows}) == 9  # own channels for each set of scales
+    assert all(rows[i]["loss"] == rows[i + 9]["loss"] for i in range(9))  # the twin has equal results
+    gaps = [d["loss"] for d in report["differences"]]
+    assert all((gap["p"] < 0.05) == (gap["low"] * gap["high"] > 0) for gap in gaps if gap["value"])
     table = list(csv.DictReader((tmp_path / "run/scaling.csv").open()))
-    assert len(table) == (2 + 2 + 3) * (4 + 6)  # four arms and their pairs
+    assert len(table) == (2 + 2 + 3) * (6 + 15)  # six arms and their pairs
     page = (tmp_path / "run/scaling.html").read_text()
     assert "<svg" in page and "tiny 1+2" in page and "tiny 1+2" in capsys.readouterr().out
     assert all(f"model size: {family}, upsample" in page for family in ("tiny, twin", "twin, tiny"))
