@@ -1,8 +1,8 @@
-"""Measure conversions: CPU time of reading a dataset, size and loss of images on the way out.
+"""Measure export to LeRobot: CPU time of all threads, size and loss of images, for each way to store them.
 
-    python benchmarks/convert.py in aloha --pictures h264       # as LeRobot v3.0 with H.264; without: as it is
-    python benchmarks/convert.py out aloha                      # every way to store images
-CPU time is of all threads. PSNR is of the mean squared error over all frames.
+    python benchmarks/convert.py aloha
+
+PSNR is of the mean squared error over all frames.
 """
 
 import argparse
@@ -33,35 +33,19 @@ def errors(store: EpisodeStore, back: EpisodeStore) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("way", choices=("in", "out"))
     parser.add_argument("data", type=Path)
-    parser.add_argument("--pictures", choices=PICTURES)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-
-        def written(store: EpisodeStore, pictures: str) -> float:
-            settings = ExportSettings.model_validate({"pictures": pictures})
-            return seconds(lambda: export(store, folder / pictures, "lerobot", settings))
-
-        if args.way == "in":
-            data = args.data
-            if args.pictures:
-                written(EpisodeStore.open(as_store(data, folder / "cache")), args.pictures)
-                data = folder / args.pictures
-            cpu = seconds(lambda: convert(data, folder / "out.zarr"))
-            store = EpisodeStore.open(folder / "out.zarr")
-            frames = store.num_steps * len(store.cameras)
-            print(f"{frames} frames, {cpu:.1f} s CPU: {frames / cpu:.0f} frames per CPU second")
-            return
         # once as PNG: demonstrations that hold states are drawn, which takes longest
-        written(EpisodeStore.open(as_store(args.data, folder / "cache")), "png")
-        convert(folder / "png", folder / "drawn.zarr")
+        first = ExportSettings.model_validate({"pictures": "png"})
+        export(EpisodeStore.open(as_store(args.data, folder / "cache")), folder / "first", "lerobot", first)
+        convert(folder / "first", folder / "drawn.zarr")
         store = EpisodeStore.open(folder / "drawn.zarr")
         frames = store.num_steps * len(store.cameras)
-        (folder / "png").rename(folder / "first")
         for pictures in PICTURES:
-            cpu = written(store, pictures)
+            settings = ExportSettings.model_validate({"pictures": pictures})
+            cpu = seconds(partial(export, store, folder / pictures, "lerobot", settings))
             convert(folder / pictures, folder / f"{pictures}.zarr")
             squares = errors(store, EpisodeStore.open(folder / f"{pictures}.zarr"))
             ratio = 10 * np.log10(255**2 / squares.mean()) if squares.any() else np.inf

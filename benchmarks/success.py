@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.verify import ROOT, commit_of
 from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import versions
@@ -94,21 +92,14 @@ def measured(table: str, name: str, seed: int, args: argparse.Namespace) -> dict
     row, folder = ROWS[table][name], folder_of(table, name, seed)
     positions = [f"evaluate.episodes={args.episodes}", f"evaluate.seed={args.seed}", "evaluate.videos=0"]
     if rounds := row.dagger_rounds:
-        tried, fitted = folder / "dagger", folder / f"dagger/round_{rounds}"
+        tried = folder / "dagger"
         base = f"recording.checkpoint={trained(table, row.base, seed)}"
         run("dagger", [*words_of(row, seed), base, f"recording.rounds={rounds}", *positions], tried)
     else:
-        tried, fitted = folder / "evaluate", folder / "train"
+        tried = folder / "evaluate"
         run("evaluate", [f"checkpoint={trained(table, name, seed)}", *row.world.split(), *positions], tried)
-    records, summary = read_records(tried / "episodes.jsonl"), read_json(tried / "summary.json")
-    head, demos = summary["policy"]["head"]["kind"], summary["training"]["demos"]
-    return {
-        "seed": seed,
-        "outcomes": [bool(record["success"]) for record in records],
-        "about": {"robot": summary["robot"], "head": head, "demos": demos},
-        "train_seconds": sum(r["seconds"] for r in read_json(fitted / "metrics.json")),
-        "ms_per_action": 1e3 * summary["timing"]["policy_s"] / sum(record["steps"] for record in records),
-    }
+    failed = [record["seed"] for record in read_records(tried / "episodes.jsonl") if not record["success"]]
+    return {"seed": seed, "failed": failed}
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:
@@ -119,29 +110,22 @@ def keep(path: Path, row: dict[str, Any]) -> None:
     write_json(path, summary)
 
 
-def keep_success(table: str, name: str, seeds: list[dict], first: int, facts: dict[str, Any]) -> None:
-    """Store a row; `outcomes` of each training seed are bool (positions,) from position `first` on."""
-    failed = [[first + i for i, done in enumerate(each["outcomes"]) if not done] for each in seeds]
-    row = {
+def keep_policy(table: str, name: str, args: argparse.Namespace) -> None:
+    """Train and evaluate a row with every seed, and store it."""
+    row = ROWS[table][name]
+    command = f"s2robot train {' '.join(words_of(row, '<seed>'))}"
+    if row.dagger_rounds:
+        command += f" recording.checkpoint=<{row.base}> recording.rounds={row.dagger_rounds}"
+        command = command.replace("train", "dagger", 1)
+    facts = {
         "name": name,
-        "seeds": [{"seed": each["seed"], "failed": rest} for each, rest in zip(seeds, failed, strict=True)],
-        "positions": [first, first + len(seeds[0]["outcomes"]) - 1],
+        "seeds": [measured(table, name, seed, args) for seed in args.seeds],
+        "positions": [args.seed, args.seed + args.episodes - 1],
         "commit": commit_of(ROOT),
         "versions": versions(),
+        "command": command,
     }
-    keep(ROOT / f"docs/results/{table}/summary.json", row | facts)
-
-
-def keep_policy(table: str, name: str, args: argparse.Namespace) -> None:
-    row, seeds = ROWS[table][name], [measured(table, name, seed, args) for seed in args.seeds]
-    command, rounds = f"s2robot train {' '.join(words_of(row, '<seed>'))}", row.dagger_rounds
-    if rounds:
-        command += f" recording.checkpoint=<{row.base}> recording.rounds={rounds}"
-        command = command.replace("train", "dagger", 1)
-    facts = seeds[0]["about"] | {"dagger_rounds": rounds, "command": command}
-    for key in ("train_seconds", "ms_per_action"):
-        facts[key] = round(float(np.mean([each[key] for each in seeds])), 2)
-    keep_success(table, name, seeds, args.seed, facts)
+    keep(ROOT / f"docs/results/{table}/summary.json", facts)
 
 
 def main() -> None:

@@ -45,6 +45,8 @@ PRIMARY = ("s2", "two")  # of docs/results/protocol.md
 STRESSED = ("softmax", "attention")
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 TESTS = 16  # that Holm corrects the primary comparison for
+# task of a probe: its metric, the sign of a gain, the unit of 0.01
+PROBED = {"classify": ("accuracy", 1, "%"), "segment": ("miou", 1, "%"), "depth": ("rmse_m", -1, "cm")}
 Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)
 
 
@@ -210,9 +212,41 @@ def episodes_table(folder: str) -> str:
     return table(["outcomes", "successes", "success [95 %]", "mean of the measure"], *rows)
 
 
+def probe_tables(folder: str) -> str:
+    """Return the scores of docs/results/<folder>/scaling.csv by set of scales, and what scales 1 and 2 gain on either alone.
+
+    p strict: of a gain on both, the larger of their two.
+    """
+    found: dict[tuple[str, ...], tuple[Difference, float]] = {}
+    for row in csv.DictReader((RESULTS / folder / "scaling.csv").read_text().splitlines()):
+        (model, scales), (other, _, minus) = row["arm"].split(), row["minus"].partition(" ")
+        metric, sign, _ = PROBED[row["task"]]
+        if row["metric"] == metric and other in ("", model):
+            value, low, high, p = (float(row[key] or "nan") for key in ("value", "low", "high", "p"))
+            gain = Difference(value, low, high, p, "")
+            found[row["task"], model, scales, minus] = gain, p if sign * value > 0 else 1.0
+    cells, sets = dict.fromkeys(key[:2] for key in found), dict.fromkeys(key[2] for key in found)
+    heads = [[f"{task}, {PROBED[task][0]}, {PROBED[task][2]}", model] for task, model in cells]
+    scores = [[f"{100 * found[*cell, each, ''][0].difference:.1f}" for each in sets] for cell in cells]
+    pairs = (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
+    gains = [[found[*cell, *pair] for pair in pairs] for cell in cells]
+    p = zip(
+        holm([two[0].p for two, *_ in gains]),
+        holm([max(two[1], one[1]) for two, one, _ in gains]),
+        strict=True,
+    )
+    rows = [
+        [*(points(each) for each, _ in gain), *map(p_text, ps)] for gain, ps in zip(gains, p, strict=True)
+    ]
+    columns = [*(f"{a} − {b}" for a, b in pairs), "p of the first, Holm", "p strict, Holm"]
+    tables = (table(["task", "model", *sets], *map(list.__add__, heads, scores)),
+              table(["task", "model", *columns], *map(list.__add__, heads, rows)))  # fmt: skip
+    return "\n\n".join(tables)
+
+
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `stress stress`,
-    `faults xarm7`, `episodes outside`; or a figure: `success <source> <arm or row>`, `difference <source> <arm> <arm>`,
+    `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`, `difference <source> <arm> <arm>`,
     `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
@@ -231,6 +265,7 @@ def block(name: str) -> str:
         "faults": faults_table,
         "unsafe": unsafe_commands,
         "episodes": episodes_table,
+        "probe": probe_tables,
     }
     return makers[kind](of) if of else primary_table()
 

@@ -1,14 +1,12 @@
 """What S2 costs in the vision tower of a LLaVA-1.5: tokens, floating-point operations, memory. Nothing is computed.
 
-    python benchmarks/vlm.py                  # CLIP-L of 336 px, LLaVA-1.5-7B's projector, float16
-    python benchmarks/vlm.py --tower siglip   # SigLIP-so400m of 384 px
+    python benchmarks/vlm.py        # CLIP-L of 336 px, LLaVA-1.5-7B's projector, float16
 
 Shapes and types go through the model without numbers (torch's fake tensors): the figures are exact everywhere. A multiplication
 with its addition is two operations. Memory is the largest sum of tensors alive at once beside the weights, without what an
 operation allocates inside itself.
 """
 
-import argparse
 from typing import Any
 
 import torch
@@ -17,16 +15,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SiglipVisionConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers.initialization import no_init_weights
 
 from s2robot.vlm import s2_llava
 
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "image_size")
-TOWERS = {
-    name: {"num_attention_heads": 16, "patch_size": 14} | dict(zip(SIZES, values, strict=True))
-    for name, values in {"clip": (1024, 4096, 24, 336), "siglip": (1152, 4304, 27, 384)}.items()
+TOWER = {
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "image_size": 336,
 }
 CASES = (((1,), None), ((1, 2), None), ((1, 2, 3), None), ((1, 2, 3), 1))  # scales, tiles at once
 
@@ -53,30 +53,28 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def llava(vision: dict[str, int], kind: str, attention: str) -> Llava:
-    """A LLaVA-1.5-7B with the tower given, without numbers in its weights; its language model has one layer."""
-    tower = CLIPVisionConfig(**vision) if kind == "clip" else SiglipVisionConfig(**vision)
+def llava(attention: str) -> Llava:
+    """A LLaVA-1.5-7B without numbers in its weights; its language model has one layer."""
     text = LlamaConfig(hidden_size=4096, num_hidden_layers=1, intermediate_size=64, vocab_size=64)
-    own = {"image_token_index": 9, "vision_feature_select_strategy": "default" if kind == "clip" else "full"}
-    config = LlavaConfig(vision_config=tower, text_config=text, **own)
+    tower = CLIPVisionConfig(**TOWER, num_hidden_layers=24)
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=9)
     with no_init_weights():
         return Llava._from_config(config, dtype=torch.float16, attn_implementation=attention).eval()
 
 
-def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
+def measure(scales: tuple[int, ...], at_once: int | None) -> dict[str, Any]:
     """Tokens, operations and memory of one picture through tower and projector."""
-    scales, at_once = case
-    side, flops = vision["image_size"] * scales[-1], 0
+    side, flops = TOWER["image_size"] * scales[-1], 0
     for attention in ("eager", "sdpa"):  # only eager's products are counted; only sdpa is what one runs
         with FakeTensorMode(), torch.no_grad():
-            model = s2_llava(llava(vision, kind, attention), scales, tiles_at_once=at_once)
+            model = s2_llava(llava(attention), scales, tiles_at_once=at_once)
             picture = torch.empty(1, 3, side, side, dtype=torch.float16)
             with FlopCounterMode(display=False) as counter, Alive() as alive:
                 (tokens,) = model.model.get_image_features(picture).pooler_output
         flops = flops or counter.get_total_flops()
     projector = sum(p.numel() for p in model.model.multi_modal_projector.parameters())
     return {
-        "scales": ", ".join(str(scale * vision["image_size"]) for scale in scales),
+        "scales": ", ".join(str(scale * TOWER["image_size"]) for scale in scales),
         "tiles": model.model.vision_tower.layout.tiles,
         "at once": at_once or "all",
         "image tokens": tokens.shape[0],
@@ -88,10 +86,7 @@ def measure(vision: dict[str, int], kind: str, case: tuple) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tower", choices=sorted(TOWERS), default="clip")
-    args = parser.parse_args()
-    rows = [measure(TOWERS[args.tower], args.tower, case) for case in CASES]
+    rows = [measure(*case) for case in CASES]
     for cells in [rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)]:
         print("| " + " | ".join(map(str, cells)) + " |")
 
