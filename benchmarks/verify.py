@@ -230,13 +230,13 @@ def probe_tables(folder: str) -> str:
     scores = [[f"{100 * found[*cell, each, ''][0].difference:.1f}" for each in sets] for cell in cells]
     pairs = (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
     gains = [[found[*cell, *pair] for pair in pairs] for cell in cells]
-    p = zip(
+    plain, strict = (
         holm([two[0].p for two, *_ in gains]),
         holm([max(two[1], one[1]) for two, one, _ in gains]),
-        strict=True,
     )
     rows = [
-        [*(points(each) for each, _ in gain), *map(p_text, ps)] for gain, ps in zip(gains, p, strict=True)
+        [*(points(each) for each, _ in gain), p_text(plain[i]), p_text(strict[i])]
+        for i, gain in enumerate(gains)
     ]
     columns = [*(f"{a} − {b}" for a, b in pairs), "p of the first, Holm", "p strict, Holm"]
     tables = (table(["task", "model", *sets], *map(list.__add__, heads, scores)),
@@ -246,8 +246,8 @@ def probe_tables(folder: str) -> str:
 
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `stress stress`,
-    `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`, `difference <source> <arm> <arm>`,
-    `unsafe <arm>`, `robust stress/augment/both`."""
+    `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`,
+    `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
         source, a, b = of.split()

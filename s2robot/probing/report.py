@@ -80,8 +80,8 @@ def seeds_interval(samples: np.ndarray, tested: bool = False) -> dict[str, float
         variance += max(0.0, between - within)
         df = max(seeds - 1, (seeds - 1) * (variance / max(between, 1e-9 * variance)) ** 2)
     value, half = float(own.mean()), float(stats.t.ppf(0.975, df) * variance**0.5)
-    bounds = {"value": value, "low": value - half, "high": value + half}
-    return bounds | ({"p": float(2 * stats.t.sf(abs(value) / variance**0.5, df))} if tested else {})
+    tests = {"p": float(2 * stats.t.sf(abs(value) / variance**0.5, df))} if tested else {}
+    return {"value": value, "low": value - half, "high": value + half, **tests}
 
 
 def compare(
