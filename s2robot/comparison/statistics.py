@@ -87,7 +87,8 @@ def power_figures(design: Power, seeds: int, planned: int) -> tuple[dict[str, An
         f"{100 * design.alpha:g} %); the result holds for {SEEDS_AND_POSITIONS if seeds > 1 else POSITIONS}."
     ]
     if enough is None or planned < enough:
-        few = f"evaluate.episodes: expected {required if enough is None else f'>= {enough}'} {goal}, got {planned}"
+        key, got = ("experiment.seeds", seeds) if enough is None else ("evaluate.episodes", planned)
+        few = f"{key}: expected {required if enough is None else f'>= {enough}'} {goal}, got {got}"
         if design.strict:
             raise UserError(f"{few}; experiment.power.strict=false runs anyway")
         lines.append(f"warning: {few}")
