@@ -57,7 +57,7 @@ def good(fault: Mapping[str, Any]) -> bool:
 
 
 def row(fault: Mapping[str, Any]) -> dict[str, str]:
-    """A fault's row of the table, by column; times as median / maximum."""
+    """A fault's row of the table, by column; times as median/maximum."""
     runs, designed = fault["outcomes"], fault["designed"]
     valid = [run for run in runs if not run["problem"]]
 
@@ -65,7 +65,7 @@ def row(fault: Mapping[str, Any]) -> dict[str, str]:
         found = [absent if run[key] is None else run[key] for run in valid if shown]
         times = [1000 * seconds for seconds in found if seconds is not None]
         pair = (median(times), max(times)) if times else ()
-        return " / ".join("never" if each == math.inf else f"{each:.0f}" for each in pair) or "–"
+        return "/".join("never" if each == math.inf else f"{each:.0f}" for each in pair) or "–"
 
     states, damaged = sorted({run["state"] for run in valid}), sum(not run["record_intact"] for run in runs)
     note = "" if good(fault) else " **mismatch**" if valid else " **no valid run**"
