@@ -45,8 +45,12 @@ PRIMARY = ("s2", "two")  # of docs/results/protocol.md
 STRESSED = ("softmax", "attention")
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 TESTS = 16  # that Holm corrects the primary comparison for
-# task of a probe: its metric, the sign of a gain, the unit of 0.01
-PROBED = {"classify": ("accuracy", 1, "%"), "segment": ("miou", 1, "%"), "depth": ("rmse_m", -1, "cm")}
+# task of a probe: its metric, the sign of a gain, the name of 100 x the metric
+PROBED = {
+    "classify": ("accuracy", 1, "accuracy, %"),
+    "segment": ("miou", 1, "mIoU, %"),
+    "depth": ("rmse_m", -1, "RMSE, cm"),
+}
 Outcomes = Mapping[str, np.ndarray]  # arm or row -> bool (training seeds, positions)
 
 
@@ -212,7 +216,7 @@ def episodes_table(folder: str) -> str:
     return table(["outcomes", "successes", "success [95 %]", "mean of the measure"], *rows)
 
 
-def probe_tables(folder: str) -> str:
+def probe_table(folder: str) -> str:
     """Return the scores of docs/results/<folder>/scaling.csv by set of scales, and what scales 1 and 2 gain on either alone.
 
     p strict: of a gain on both, the larger of their two.
@@ -220,28 +224,26 @@ def probe_tables(folder: str) -> str:
     found: dict[tuple[str, ...], tuple[Difference, float]] = {}
     for row in csv.DictReader((RESULTS / folder / "scaling.csv").read_text().splitlines()):
         (model, scales), (other, _, minus) = row["arm"].split(), row["minus"].partition(" ")
-        metric, sign, _ = PROBED[row["task"]]
+        metric, sign, title = PROBED[row["task"]]
         if row["metric"] == metric and other in ("", model):
             value, low, high, p = (float(row[key] or "nan") for key in ("value", "low", "high", "p"))
             gain = Difference(value, low, high, p, "")
-            found[row["task"], model, scales, minus] = gain, p if sign * value > 0 else 1.0
+            found[title, model, scales, minus] = gain, p if sign * value > 0 else 1.0
     cells, sets = dict.fromkeys(key[:2] for key in found), dict.fromkeys(key[2] for key in found)
-    heads = [[f"{task}, {PROBED[task][0]}, {PROBED[task][2]}", model] for task, model in cells]
-    scores = [[f"{100 * found[*cell, each, ''][0].difference:.1f}" for each in sets] for cell in cells]
     pairs = (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
-    gains = [[found[*cell, *pair] for pair in pairs] for cell in cells]
+    gains = [[found[(*cell, *pair)] for pair in pairs] for cell in cells]
     plain, strict = (
         holm([two[0].p for two, *_ in gains]),
         holm([max(two[1], one[1]) for two, one, _ in gains]),
     )
     rows = [
-        [*(points(each) for each, _ in gain), p_text(plain[i]), p_text(strict[i])]
-        for i, gain in enumerate(gains)
-    ]
-    columns = [*(f"{a} − {b}" for a, b in pairs), "p of the first, Holm", "p strict, Holm"]
-    tables = (table(["task", "model", *sets], *map(list.__add__, heads, scores)),
-              table(["task", "model", *columns], *map(list.__add__, heads, rows)))  # fmt: skip
-    return "\n\n".join(tables)
+        [*cell, *(f"{100 * found[(*cell, each, '')][0].difference:.1f}" for each in sets),
+         *(points(each) for each, _ in gains[i]), p_text(plain[i]), p_text(strict[i])]
+        for i, cell in enumerate(cells)
+    ]  # fmt: skip
+    return table(
+        ["score", "model", *sets, *(f"{a} − {b}" for a, b in pairs), "p, Holm", "p strict, Holm"], *rows
+    )
 
 
 def block(name: str) -> str:
@@ -265,7 +267,7 @@ def block(name: str) -> str:
         "faults": faults_table,
         "unsafe": unsafe_commands,
         "episodes": episodes_table,
-        "probe": probe_tables,
+        "probe": probe_table,
     }
     return makers[kind](of) if of else primary_table()
 
