@@ -1,7 +1,7 @@
-"""Advise before training which scale of S2 is likely to pay: the smallest at which the moved object spans a token.
+"""Advise before training which scale of S2 is likely to pay: 2 if the moved object spans less than a token at scale 1.
 
     advise(store, count, AdviceSettings())
-    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2, ...; s2.scales=[2] is likely to pay
+    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2; s2.scales=[2] is likely to pay
 
 The object is found by motion, without labels. It lies somewhere else at the start of each episode, stays there while the arm
 approaches, and is gone in the end. Cameras on the arm, in which everything moves, are ignored.
@@ -15,7 +15,7 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.replay import frames_of, seen_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
 
-SCALES = (1, 2, 3)
+SCALES = (1, 2)  # not 3, which was worse than 2 where an object of 13 px called for it (docs/s2.md)
 
 
 class AdviceSettings(Settings, at="scales", file="inspect"):

@@ -349,7 +349,7 @@ def test_unchecked_kinds_are_listed():
     assert ["late" in unchecked_kinds([steps], np.array([n]), [{}]) for n in (49, 50)] == [True, False]
 
 
-@pytest.mark.parametrize(("size", "words"), [(42, "[1] is"), (21, "[2] is"), (12, "[3] is"), (6, "[3] is")])
+@pytest.mark.parametrize(("size", "words"), [(42, "[1] is"), (21, "[2] is"), (12, "[2] is"), (6, "[2] is")])
 def test_scale_is_advised_from_the_size_of_the_moved_object(size, words, tmp_path):
     rng = np.random.default_rng(0)
     with EpisodeStore.create(tmp_path / "moved.zarr", CUPS) as store:
