@@ -42,19 +42,16 @@ PANDA: dict[str, Any] = {
     "world": "robot=panda demos.path=runs/policies/panda.zarr",
     "record": "robot=panda out=runs/policies/panda.zarr",
 }
-SOFTMAX, ATTENTION = (f"policy.pooling.kind={kind}" for kind in ("spatial_softmax", "attention"))
+SOFTMAX = "policy.pooling.kind=spatial_softmax"
 ROWS = {
     "policies": {
         "default": Row(),
         **{head: Row(f"policy.members=1 train.steps=3000 policy/head={head}") for head in "regression mip flow diffusion gmm act".split()},
-        "40 demos": Row("demos.episodes=40"),
         "15 demos": Row("demos.episodes=15"),
         "15 demos, DAgger": Row("demos.episodes=15", dagger_rounds=2, base="15 demos"),
-        "15 demos, attention": Row(f"demos.episodes=15 {ATTENTION}"),
         "DAgger": Row(dagger_rounds=1, base="default"),
         "transformer": Row("policy=transformer"),
         "panda": Row(**PANDA),
-        "panda, DAgger": Row(dagger_rounds=1, base="panda", **PANDA),
     },
     "tasks": {task: of_task(task) for task in TASKS},
 }  # fmt: skip

@@ -45,6 +45,7 @@ PRIMARY = ("s2", "two")  # of docs/results/protocol.md
 STRESSED = ("softmax", "attention")
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 TESTS = 16  # that Holm corrects the primary comparison for
+PROBED_SCALES = ("1", "2", "1+2")  # whose scores are shown
 # task of a probe: its metric, the sign of a gain, the name of 100 x the metric
 PROBED = {
     "classify": ("accuracy", 1, "accuracy, %"),
@@ -229,7 +230,7 @@ def probe_table(folder: str) -> str:
             value, low, high, p = (float(row[key] or "nan") for key in ("value", "low", "high", "p"))
             gain = Difference(value, low, high, p, "")
             found[title, model, scales, minus] = gain, p if sign * value > 0 else 1.0
-    cells, sets = dict.fromkeys(key[:2] for key in found), dict.fromkeys(key[2] for key in found)
+    cells = dict.fromkeys(key[:2] for key in found)
     pairs = (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
     gains = [[found[(*cell, *pair)] for pair in pairs] for cell in cells]
     plain, strict = (
@@ -237,13 +238,12 @@ def probe_table(folder: str) -> str:
         holm([max(two[1], one[1]) for two, one, _ in gains]),
     )
     rows = [
-        [*cell, *(f"{100 * found[(*cell, each, '')][0].difference:.1f}" for each in sets),
+        [*cell, *(f"{100 * found[(*cell, each, '')][0].difference:.1f}" for each in PROBED_SCALES),
          *(points(each) for each, _ in gains[i]), p_text(plain[i]), p_text(strict[i])]
         for i, cell in enumerate(cells)
     ]  # fmt: skip
-    return table(
-        ["score", "model", *sets, *(f"{a} − {b}" for a, b in pairs), "p, Holm", "p strict, Holm"], *rows
-    )
+    gaps = [f"{a} − {b}" for a, b in pairs]
+    return table(["score", "model", *PROBED_SCALES, *gaps, "p, Holm", "p strict, Holm"], *rows)
 
 
 def block(name: str) -> str:
