@@ -285,7 +285,7 @@ def probe(kind: str, out, *changes: str) -> dict:
 def test_readout_command_on_real_encoders(tmp_path, monkeypatch, capsys):
     """mvp-tiny at one scale and with S2; a second run renders and encodes nothing and returns the same results."""
     do_inline(monkeypatch)
-    report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained")
+    report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained", "~probe.encoders.two-averaged")
     keys = {(r["encoder"], r["pool"], r["cameras"], r["subset"]) for r in report["results"]}
     assert len(report["results"]) == len(keys) == (2 * 2 * 3 + 2) * 2
     for error in (row["position_mean_cm"] for row in report["results"] if row["subset"] == "all"):
@@ -299,7 +299,7 @@ def test_readout_command_on_real_encoders(tmp_path, monkeypatch, capsys):
     assert "gripper pose" in capsys.readouterr().out
     monkeypatch.setattr(module, "worker_pool", None)
     monkeypatch.setattr("s2robot.encoders.encoder.S2Encoder.encode", None)
-    again = probe("readout", tmp_path / "b", "~probe.encoders.s2-pretrained")
+    again = probe("readout", tmp_path / "b", "~probe.encoders.s2-pretrained", "~probe.encoders.two-averaged")
     assert all(again[key] == report[key] for key in ("results", "differences"))
 
 
