@@ -68,8 +68,9 @@ def interval(samples: np.ndarray, tested: bool = False) -> dict[str, float | Non
 def seeds_interval(samples: np.ndarray, tested: bool = False) -> dict[str, float | None]:
     """Return the mean over seeds and its 95 % t interval, for new seeds and new images; None where undefined.
 
-    `tested` adds "p", two-sided, for a mean of 0. Variance: that of the mean over resampled images, plus the variance that seeds add (between seeds, less the part due
-    to images). Degrees of freedom: Satterthwaite 1946. With one seed, the interval is for that seed only.
+    `tested` adds "p", two-sided, for a mean of 0. Variance: that of the mean over resampled images, plus the variance that seeds
+    add (between seeds, less the part due to images). Degrees of freedom: Satterthwaite 1946. With one seed, the interval is for
+    that seed only.
     """
     own, others = samples[0], samples[1:][np.isfinite(samples[1:]).all(1)]
     if not np.isfinite(own).all() or len(others) < 2:
