@@ -15,7 +15,7 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.demos.replay import frames_of, seen_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
 
-SCALES = (1, 2)  # not 3, which was worse than 2 where an object of 13 px called for it (docs/s2.md)
+SCALES = (1, 2)  # not 3, which was worse than 2 with objects of 13 and of 22 px (docs/s2.md)
 
 
 class AdviceSettings(Settings, at="scales", file="inspect"):
