@@ -127,16 +127,15 @@ def _encoder(
 
 
 def _described(facts: Mapping[str, Any], settings: ScalingSettings) -> dict[str, Any]:
-    """Return a model's facts and, for each set of scales, its sizes and its cost, the sum over its scales."""
+    """Return a model's facts and, for each set of scales, its sizes and its cost, the sum over its tiles."""
     names = {"name": "name", "tile": "tile", "dtype": "dtype", "parameters": "num_parameters"}
-    size, gflops = dict[float, int](), dict[float, float]()
-    for scale in settings.all_scales:  # one encoder at a time in memory
-        encoder = _encoder(facts, settings, (scale,))
-        size[scale], gflops[scale] = encoder.sizes[0], encoder.gflops_per_image
-    encoder = _encoder(facts, settings, settings.all_scales)  # rejects scales that do not fit together
+    encoder = _encoder(facts, settings, settings.all_scales)
+    size = dict(zip(settings.all_scales, encoder.sizes, strict=True))
+    tiles = dict(zip(settings.all_scales, (level.count for level in encoder.layout.levels), strict=True))
+    per_tile = encoder.gflops_per_image / encoder.layout.tiles
     costs = {
         "sizes": [[size[scale] for scale in chosen] for chosen in settings.scales],
-        "gflops": [round(sum(gflops[scale] for scale in chosen), 4) for chosen in settings.scales],
+        "gflops": [round(per_tile * sum(tiles[scale] for scale in chosen), 4) for chosen in settings.scales],
     }
     about = {key: getattr(encoder, name) for key, name in names.items()}
     return about | {"block": encoder.describe.get("block")} | costs
