@@ -197,8 +197,7 @@ class RemotePolicy:
             extra = answer.get("s2robot")
             number = extra.get("id") if isinstance(extra, dict) else None
             if type(number) is not int or not 0 < number <= self._request:
-                expected = f"an answer to request {self._request}"
-                raise PolicyMalformed(f"{self._url}: expected {expected}, got another answer")
+                raise PolicyMalformed(f"{self._url}: no answer to request {self._request}, but another one")
         if "error" in answer:
             raise PolicyRefused(f"{self._url}: {_text(answer['error'])}")
         return answer
@@ -238,10 +237,10 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
     except (InvalidURI, ValueError):
         shown = _text(url.rpartition("@")[2])  # without a password
         raise UserError(f"policy url: expected ws://<host>:<port> or wss://, got '{shown}'") from None
-    options: dict[str, Any] = {}
+    tls = None
     if uri.secure:
         try:
-            options["ssl"] = ssl.create_default_context(cafile=ca_file)
+            tls = ssl.create_default_context(cafile=ca_file)
         except (OSError, ValueError) as error:
             text = f"{ca_file} ({'not found' if isinstance(error, FileNotFoundError) else 'no certificate in it'})"
             raise UserError(f"ca_file: expected a PEM file of certificates, got {text}") from error
@@ -252,7 +251,7 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
         return connect(
             url, sock=sock, additional_headers={"Authorization": f"Api-Key {token}"}, compression=None, proxy=None,
             open_timeout=max(0.01, until - time.monotonic()), ping_interval=None, max_size=MAX_ANSWER, logger=_quiet,
-            **options,
+            ssl=tls,
         ).__enter__()  # fmt: skip
     except TimeoutError:
         raise PolicyLate(f"{url}: the server did not open the connection by the deadline") from None

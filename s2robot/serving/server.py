@@ -290,6 +290,7 @@ def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     if not certificate and not key:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # clients would read them while they write, which OpenSSL does not allow
     try:
         # without the empty password, OpenSSL would prompt on the terminal for a key's passphrase
         context.load_cert_chain(certificate, key, password=lambda: "")  # type: ignore[arg-type]

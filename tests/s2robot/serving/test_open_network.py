@@ -133,10 +133,6 @@ def made_certificate(folder, names):
     return folder / "certificate.pem"
 
 
-def secure(url):
-    return url.replace("ws:", "wss:")
-
-
 def keys(certificate):
     return {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
 
@@ -148,11 +144,15 @@ def test_actions_are_the_same_with_tls(checkpoint, certificate, tmp_path):
     with serving(checkpoint) as (_, url, _), connect(url) as plain:
         expected = [plain.plan(one) for one in seen]
     with serving(checkpoint, certificate=str(both)) as (_, url, _):
-        with connect(secure(url), ca_file=certificate) as client:
-            for one, plan in zip(seen, expected, strict=True):
-                np.testing.assert_array_equal(client.plan(one), plan)
+        with connect(f"wss{url[2:]}", ca_file=certificate) as client:
+            np.testing.assert_array_equal([client.plan(one) for one in seen], expected)
             big = {"hand": np.zeros((1000, 1000, 3), np.uint8), "left": np.zeros((64, 64, 3), np.uint8)}
             assert np.isfinite(client.plan({"images": big, "proprio": seen[0]["proprio"]})).all()
+        raw = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENT)
+        trust = ssl.create_default_context(cafile=certificate)
+        with trust.wrap_socket(raw, server_hostname="127.0.0.1") as one:
+            one.send(b"GET / HTTP/1.1\r\n\r\n")
+            assert one.recv(100) and one.version() == "TLSv1.3" and not one.session.has_ticket
 
 
 def test_incomplete_requests_end_their_thread(checkpoint, certificate):
@@ -177,16 +177,16 @@ def test_untrusted_peers_are_rejected(checkpoint, certificate, tmp_path):
     with serving(checkpoint, **keys(certificate)) as (server, url, errors):
         for ca_file in (None, other):
             with pytest.raises(PolicyLost, match="certificate"):
-                RemotePolicy(secure(url), TOKEN, ca_file=ca_file)
+                RemotePolicy(f"wss{url[2:]}", TOKEN, ca_file=ca_file)
         with pytest.raises(RemoteError):  # a client that does not encrypt
             RemotePolicy(url, TOKEN, connect_s=2)
         assert server.session.calls == 0 and not errors
     with serving(checkpoint) as (_, url, _), pytest.raises(RemoteError):  # a server that does not
-        RemotePolicy(secure(url), TOKEN, connect_s=2, ca_file=certificate)
+        RemotePolicy(f"wss{url[2:]}", TOKEN, connect_s=2, ca_file=certificate)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PolicyLate):
-        RemotePolicy(secure(url_of(silent)), TOKEN, connect_s=0.3, ca_file=certificate)
+        RemotePolicy(f"wss{url_of(silent)[2:]}", TOKEN, connect_s=0.3, ca_file=certificate)
     with serving(checkpoint, **keys(other)) as (_, url, _), pytest.raises(PolicyLost, match="127.0.0.1"):
-        RemotePolicy(secure(url), TOKEN, ca_file=other)
+        RemotePolicy(f"wss{url[2:]}", TOKEN, ca_file=other)
 
 
 def test_invalid_certificate_files_are_one_error_line(certificate, tmp_path):
