@@ -298,9 +298,8 @@ def source(tmp_path, labelled, monkeypatch):
     """A dataset of one episode without expert labels."""
     do_inline(monkeypatch)
     plain = {key: array for key, array in labelled[0].items() if key not in ("expert", "imitate")}
-    return as_store(
-        tmp_path / "source.zarr", recorder.demo_attributes(CubePickConfig(), PickerConfig(), SEED), plain
-    )
+    attributes = recorder.demo_attributes(CubePickConfig(), PickerConfig(), SEED)
+    return as_store(tmp_path / "source.zarr", attributes, plain)
 
 
 def as_store(path, attributes: dict, arrays: dict) -> EpisodeStore:

@@ -97,11 +97,7 @@ def test_static_geometry_is_redrawn_only_when_it_changes():
 
     def still():
         """Assert that frames equal those of the complete scene; return the cached background."""
-        for position in (
-            *rng.uniform(-0.6, 0.6, (6, 2)),
-            (0.2, 0.1),
-            (9.0, 9.0),
-        ):  # in the post, out of sight
+        for position in (*rng.uniform(-0.6, 0.6, (6, 2)), (0.2, 0.1), (9.0, 9.0)):  # in the post, unseen
             data.qpos[:] = position
             mujoco.mj_forward(model, data)
             assert np.array_equal(renderer.render(data, 0), complete.render(data, 0)), position

@@ -128,8 +128,7 @@ def test_degrees_and_small_frames_warn_once(make_policy):
     degrees, small = r"proprio\[2\] is 45", r"camera 'hand' has 4 x 6 px, .* 8 x 8"
     for angle, size, words in ((0, (8, 8), ""), (45, (8, 8), degrees), (0, (4, 6), small), (45, (4, 6), "")):
         obs["proprio"][2], obs["images"]["hand"] = angle, np.zeros((*size, 3), np.uint8)
-        warned = pytest.warns(UserWarning, match=words) if words else warnings.catch_warnings(action="error")
-        with warned:
+        with pytest.warns(UserWarning, match=words) if words else warnings.catch_warnings(action="error"):
             actor.act(obs)
 
 

@@ -84,8 +84,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path, make_policy):
 
     def assert_rejected(words, **changes):
         if changes:
-            changed = {k: v for k, v in (about | changes).items() if v is not None}
-            record.write_text(json.dumps(changed))
+            record.write_text(json.dumps({k: v for k, v in (about | changes).items() if v is not None}))
         with pytest.raises(UserError, match=words) as caught:
             load_checkpoint(fresh)
         assert "\n" not in str(caught.value)

@@ -61,8 +61,7 @@ def test_episode_starts_from_its_state_and_the_midpoint_of_the_demos():
     features, state = np.zeros((1, 1, 1, 2), np.float32), np.array([[7.0, 8.0, 9.0]], np.float32)  # b, c, a
     first = actor.plan([0], features, state)[0, 0]
     np.testing.assert_allclose(first[:3], [9.1, 7.2, middle + 0.3], rtol=1e-5)
-    executed = np.array([[1.0, 2, 3, 0.5, 1]], np.float32)
-    actor.record_actions([0], executed)
+    actor.record_actions([0], np.array([[1.0, 2, 3, 0.5, 1]], np.float32))
     np.testing.assert_allclose(actor.plan([0], features, state)[0, 0, :4], [1.1, 2.2, 3.3, 0.5], rtol=1e-5)
 
 

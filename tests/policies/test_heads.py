@@ -212,9 +212,7 @@ def known_field(head, together):
         seen, count = noisy / size, noisy.shape[1] if together else 1
         total = seen.sum(1, keepdim=True).expand_as(seen) if together else seen
         chunk = time * total / (count * time**2 + (1 - time) ** 2)
-        if signal is None:
-            return (chunk - seen) / (1 - time)
-        return chunk
+        return (chunk - seen) / (1 - time) if signal is None else chunk
 
     return net
 
@@ -274,15 +272,11 @@ def single_member(policy, member):
 def test_ensemble_members_match_separate_networks(make_policy, make_batch, kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
-
-    def plans_of(one):
-        return one.plan_members(one.pool(batch["features"]), batch["proprio"], batch["past_actions"])
-
-    plans = plans_of(policy)
+    state = batch["proprio"], batch["past_actions"]
+    each = [policy, *(single_member(policy, member) for member in range(3))]
+    plans, *own = (one.plan_members(one.pool(batch["features"]), *state) for one in each)
     assert plans.shape == (3, 3, 4, 8)
-    for member in range(3):
-        own = plans_of(single_member(policy, member))
-        torch.testing.assert_close(own[0], plans[member], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(own), plans, atol=1e-5, rtol=1e-4)
     combined = policy.combine(plans)
     if policy.noise_shape:  # each is the plan of one member
         assert all(any(torch.equal(combined[i], plans[m, i]) for m in range(3)) for i in range(3))

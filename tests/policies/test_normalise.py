@@ -34,8 +34,7 @@ def test_round_trip(data, mode, cumulative):
     n = normaliser(mode, 3, 4, cumulative=cumulative)
     n.fit(data, data, np.stack([data, data, data[::-1], data], 1))
     x = torch.from_numpy(data)
-    chunk = x[:1].expand(4, 3)
-    for scaler, values in ((n.proprio, x), (n.action, x), (n.target, chunk)):
+    for scaler, values in ((n.proprio, x), (n.action, x), (n.target, x[:1].expand(4, 3))):
         torch.testing.assert_close(scaler.inverse(scaler(values)), values, atol=1e-5, rtol=1e-5)
         assert scaler is n.proprio or torch.equal(scaler(values)[:, -1], values[:, -1])  # the gripper's
     if mode == "minmax":

@@ -70,8 +70,7 @@ def test_relative_rotations_are_composed_and_never_added(turn):
             np.testing.assert_allclose(targets[row, step], total.as_matrix()[:, :2].T.ravel(), atol=1e-12)
     back = parts(turn).outer(parts(turn).actions(targets, cumulative=True))
     torch.testing.assert_close(back, outside, atol=1e-7, rtol=0)
-    own = parts(turn).targets(outside, cumulative=False)
-    torch.testing.assert_close(own, parts(TURN).inner(vectors))
+    torch.testing.assert_close(parts(turn).targets(outside, cumulative=False), parts(TURN).inner(vectors))
 
 
 def test_plans_respect_limits_and_errors_are_reported_by_part():
@@ -205,8 +204,7 @@ def test_overlapping_plans_are_averaged_as_rotations():
         plans.append(policy.combine(policy.plan_members(policy.pool(seen[None]), batch["proprio"][:1]))[0])
         action = torch.from_numpy(actor.plan([0], seen, batch["proprio"][0]))[0, 0]
     weights = torch.exp(-0.1 * torch.arange(2))[:, None]  # the older plan has the larger weight
-    inner = both.inner(torch.stack([plans[0][1], plans[1][0]]))
-    mean = (weights * inner).sum(0) / weights.sum()
+    mean = (weights * both.inner(torch.stack([plans[0][1], plans[1][0]]))).sum(0) / weights.sum()
     torch.testing.assert_close(action, both.clip(both.outer(mean)), atol=1e-6, rtol=1e-5)
 
 

@@ -33,15 +33,10 @@ def test_shapes(make_policy, make_batch, kind, context, network):
 
 
 HISTORY = {"action_history": True, "proprio_history": True}
-BODIES = [
-    ("mlp", {}),
-    ("mlp", HISTORY),
-    ("transformer", {"causal": False}),
-    ("transformer", {"causal": True}),
-]
+CASES = [("mlp", {}), ("mlp", HISTORY), ("transformer", {"causal": False}), ("transformer", {"causal": True})]
 
 
-@pytest.mark.parametrize(("kind", "network"), BODIES)
+@pytest.mark.parametrize(("kind", "network"), CASES)
 def test_padding_does_not_matter(make_policy, make_batch, kind, network):
     policy = make_policy(kind=kind, context=4, network=network)
     batch = make_batch(policy)

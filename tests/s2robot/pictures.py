@@ -29,6 +29,10 @@ def trained(out: Path, *words: object) -> Path:
     return out / "checkpoint"
 
 
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
 def write_noise(
     path: Path, sizes: dict[str, tuple[int, int]], lengths: Iterable[int], action: int = 8, proprio: int = 8, **about: Any
 ) -> Path:  # fmt: skip
@@ -36,9 +40,7 @@ def write_noise(
     rng = np.random.default_rng(0)
     with EpisodeStore.create(path, ABOUT | {"cameras": list(sizes)} | about) as store:
         for steps in lengths:
-            images = {
-                f"images_{c}": rng.integers(0, 256, (steps, *size, 3), np.uint8) for c, size in sizes.items()
-            }
+            images = {f"images_{c}": rng.integers(0, 256, (steps, *hw, 3), "u1") for c, hw in sizes.items()}
             numbers = [rng.uniform(-0.05, 0.05, (steps, count)).astype("f4") for count in (action, proprio)]
             numbers[0][:, -1] = rng.integers(0, 2, steps)
             store.append({"action": numbers[0], "proprio": numbers[1], **images})

@@ -18,10 +18,8 @@ def example(name: str, *arguments: object):
 
 def test_every_example_is_tested_here_and_documented():
     names = {file.stem for file in EXAMPLES.glob("*.py")}
-    here = Path(__file__).read_text(encoding="utf-8")
-    assert names and all(f'"{name}"' in here for name in names)
-    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert all(f"{name}.py" in page for name in names)
+    here, page = (file.read_text(encoding="utf-8") for file in (Path(__file__), EXAMPLES / "README.md"))
+    assert names and all(f'"{name}"' in here and f"{name}.py" in page for name in names)
     assert all(len(f.read_text(encoding="utf-8").splitlines()) <= 75 for f in EXAMPLES.glob("*.py"))
 
 

@@ -38,10 +38,8 @@ def make_dots(path: Path, episodes: int = 24, steps: int = 10) -> Path:
                 frame[y : y + 6, x : x + 6] = 250
             action = np.zeros((steps, 8), np.float32)
             action[:, :2] = (at - 15) / 150
-            store.append(
-                {"action": action, "proprio": np.zeros_like(action), "images_hand": frames},
-                {"seed": i, "success": True},
-            )
+            arrays = {"action": action, "proprio": np.zeros_like(action), "images_hand": frames}
+            store.append(arrays, {"seed": i, "success": True})
     return path
 
 
@@ -96,8 +94,7 @@ def test_training_crops_are_random_and_all_layers_receive_gradients(demos, per_c
     model.eval()
     central = model(pixels)
     assert torch.equal(central, model(pixels))
-    acts = build_encoder(task.encoder, model.tuned())
-    assert torch.equal(acts.encode_cameras(frames), central)
+    assert torch.equal(build_encoder(task.encoder, model.tuned()).encode_cameras(frames), central)
     # the central 64 px of 71, without a crop
     inner = [pixels[:, i, : h * w].unflatten(1, (h, w)) for i, (h, w) in enumerate(sizes)]
     at = [(x.shape[2] - w) // 2 for x, w in zip(inner, (64, 95), strict=True)]
@@ -180,6 +177,5 @@ def test_encoder_of_the_paper_is_available():
     cfg = settings_of("train", ["encoder=resnet18", "s2=single"])
     encoder = build_encoder(encoder_settings(cfg))
     assert (encoder.image_size, encoder.map_of(240, 320), encoder.dim) == (107, (3, 4), 512)
-    model = FullEncoder(encoder_settings(cfg), [(107, 107)])
-    kinds = [type(module) for module in model.modules()]
-    assert nn.GroupNorm in kinds and not {nn.BatchNorm2d} & {*kinds}
+    kinds = {type(module) for module in FullEncoder(encoder_settings(cfg), [(107, 107)]).modules()}
+    assert nn.GroupNorm in kinds and nn.BatchNorm2d not in kinds

@@ -85,8 +85,7 @@ def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarr
     tail.last.load_state_dict(tail.last.state_dict() | load_tuned(checkpoint))
     policy, _ = load_checkpoint(checkpoint)
     with torch.no_grad():
-        features = tail(torch.from_numpy(np.array(entering)))
-        pooled = policy.pool(features[:, None])
+        pooled = policy.pool(tail(torch.from_numpy(np.array(entering)))[:, None])
     plans = policy.plan_members(pooled, torch.from_numpy(store["proprio"])[:, None])
     return np.stack(acted), policy.clip(policy.combine(plans))[:, : policy.spec.execute].numpy()
 
@@ -126,8 +125,7 @@ def test_causal_policy_on_a_mix_is_tuned(demos, tiny_encoder, tmp_path):
     task = task_of(demos, tiny_encoder, policy=body, steps=5)
     mix = ({"path": str(demos)}, {"path": str(make_demos(tmp_path / "more.zarr", 1)), "weight": 2.0})
     task = replace(task, demos=DemosSettings(mix=mix))
-    contract = load_checkpoint(trained(task, tmp_path / "run"))[1]
-    assert contract["encoder"]["tuned"]["blocks"] == 1
+    assert load_checkpoint(trained(task, tmp_path / "run"))[1]["encoder"]["tuned"]["blocks"] == 1
 
 
 def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encoder, tmp_path, monkeypatch):

@@ -115,8 +115,7 @@ def describe(path: Path, version: str, data: str, videos: str) -> None:
 
 
 def lerobot_v21(path: Path) -> Path:
-    name = "episode_{episode_index:06d}"
-    chunk = "chunk-{episode_chunk:03d}"
+    name, chunk = "episode_{episode_index:06d}", "chunk-{episode_chunk:03d}"
     describe(path, "v2.1", f"{chunk}/{name}", f"{chunk}/{{video_key}}/{name}")
     rows = [{"episode_index": i, "tasks": [TASKS[i]], "length": n} for i, n in enumerate(LENGTHS)]
     (path / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

@@ -23,6 +23,8 @@ from s2robot.envs.tasks import make
 from tests.demos.formats import made
 from tests.demos.formats.made import ARGS, OSC, changed, converted, refused, written
 
+BASE = {"body_parts": {"right": OSC | {"input_ref_frame": "base"}}}
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -75,8 +77,7 @@ def replaced(name, values):
 
 
 def args(**kwargs):
-    env_args = json.dumps(ARGS | {"env_kwargs": kwargs})
-    return lambda raw: raw["data"].attrs.__setitem__("env_args", env_args)
+    return lambda raw: raw["data"].attrs.__setitem__("env_args", json.dumps(ARGS | {"env_kwargs": kwargs}))
 
 
 def test_invalid_contents_are_one_error_line_naming_the_file(file):
@@ -99,12 +100,7 @@ def test_invalid_contents_are_one_error_line_naming_the_file(file):
     ("robots", "controllers", "prefixes", "axes"),
     [
         (["Panda", "Sawyer"], [OSC, OSC], ["robot0_", "robot1_"], " in world axes"),
-        (
-            ["Panda"] * 2,
-            [{"body_parts": {"right": OSC | {"input_ref_frame": "base"}}}] * 2,
-            ["robot0_", "robot1_"],
-            "",
-        ),
+        (["Panda"] * 2, [BASE] * 2, ["robot0_", "robot1_"], ""),
         (["Baxter"], [OSC], ["right_", "left_"], ""),
     ],
 )
@@ -355,8 +351,7 @@ def test_unsupported_file_is_one_error_line(recording):
         (lambda d: d["demo_1/states"].__setitem__((1, 2), np.nan), "demo_1: states: expected finite numbers, got nan at step 1"),
         (lambda d: d["demo_1"].attrs.update(model_file="<mujoco/>"), "demo_1: model_file (of robosuite 1.5.2)"),
     ):  # fmt: skip
-        path = changed(recording[0], lambda file, change=change: change(file["data"]))
-        refused(path, words, choice=CHOICE)
+        refused(changed(recording[0], lambda file, change=change: change(file["data"])), words, choice=CHOICE)
 
 
 def test_missing_robosuite_names_the_install_command(recording, monkeypatch):

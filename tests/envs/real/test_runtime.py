@@ -95,9 +95,8 @@ def test_go_to_waits_for_missing_joint_states(far):
 
 
 def test_a_target_below_the_table_is_not_reached(far):
-    down = HOME + np.array([0, 0.9, 0, 0.4, 0, -0.4, 0])
     with pytest.raises(EnvError, match="move: "):
-        moving(far, speed=1.0).go_to(down)
+        moving(far, speed=1.0).go_to(HOME + np.array([0, 0.9, 0, 0.4, 0, -0.4, 0]))
     low = far.limits.table_z + far.limits.table_clearance
     assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 

@@ -65,10 +65,8 @@ def test_urdf_points_need_no_mesh_files(urdf):
     ("change", "text"),
     [
         ({"model": "nowhere.xml"}, "robot.model: nowhere.xml: .*nowhere.xml"),
-        (
-            {"joints": None, "model": described("panda").model, "points": ({**POINT, "body": "right_hand"},)},
-            "expected 6 joints as in robot.q_min, got 7: joint1, ",
-        ),
+        ({"joints": None, "model": described("panda").model, "points": ({**POINT, "body": "right_hand"},)},
+         "expected 6 joints as in robot.q_min, got 7: joint1, "),
         ({"joints": ("a",) * 6}, "expected a joint 'a' as in robot.joints, got shoulder_pan_joint"),
         ({"q_max": (6.28, 6.28, 3.3, 6.28, 6.28, 6.28)}, "within -3.142 to 3.142 for joint 3, got -3.14 to 3.3"),
         ({"points": (POINT,)}, "expected a body 'tool' as in robot.points"),

@@ -18,6 +18,7 @@ from s2robot.backbones.mvp import PUBLISHED
 from s2robot.backbones.vit import ViTSpec
 from s2robot.core.errors import UserError
 from s2robot.encoders.encoder import S2Encoder
+from tests.s2robot.pictures import noise
 
 # small stand-ins for models that would be slow at full size
 SMALL = dict.fromkeys(("vits-mae-hoi", "vits-mae-in", "vits-sup-in"), ViTSpec(16, 4, 24, 2, 6))
@@ -80,10 +81,6 @@ def slow_forward(state: dict, images: np.ndarray, spec: ViTSpec) -> np.ndarray:
         hidden = linear(norm(t, f"blocks.{i}.norm2"), f"blocks.{i}.mlp.fc1")
         t = t + linear(hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)), f"blocks.{i}.mlp.fc2")
     return norm(t, "norm").numpy()
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

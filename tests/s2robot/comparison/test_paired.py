@@ -90,18 +90,15 @@ def test_one_seed_matches_agresti_and_min_by_hand():
 
 
 def test_interval_of_identical_arms_has_a_width():
-    for result in (
-        paired.difference(*table(5, 0, 0, 0)),
-        paired.difference(np.ones((3, 5)), np.ones((3, 5))),
-    ):
+    for arms in (table(5, 0, 0, 0), (np.ones((3, 5)), np.ones((3, 5)))):
+        result = paired.difference(*arms)
         assert result.difference == 0 and result.low == -result.high < -0.1 and result.p == 1
     one_sided = paired.difference(*table(0, 5, 0, 0))
     assert one_sided.difference == one_sided.high == 1 and one_sided.low < 0.9
 
 
 def test_planted_difference_is_recovered():
-    rng = np.random.default_rng(1)
-    a, b = simulate(rng, 1000, 3, 128, (0.7, 0.5), seed_sd=0.02)
+    a, b = simulate(np.random.default_rng(1), 1000, 3, 128, (0.7, 0.5), seed_sd=0.02)
     half, centre, p = estimates(a, b)
     assert (np.abs(centre - 0.2) <= half).mean() > 0.94
     assert (p < 0.05).mean() > 0.95 and centre.mean() == pytest.approx(0.2 * 128 / 130, abs=0.005)
@@ -143,11 +140,8 @@ def test_swapping_arms_flips_signs_and_order_does_not_matter(shape, data):
     order = data.draw(st.permutations(range(shape[2])))
     again = paired.difference(a[::-1, order], b[:, order])
     assert (again.low, again.high, again.p) == pytest.approx((result.low, result.high, result.p))
-    look, other = (
-        paired.sequential(*paired.tally(a, b)),
-        paired.sequential(*paired.tally(b[:, order], a[:, order])),
-    )
-    p, low, high = look
+    p, low, high = look = paired.sequential(*paired.tally(a, b))
+    other = paired.sequential(*paired.tally(b[:, order], a[:, order]))
     assert look == pytest.approx((other[0], -other[2], -other[1]), abs=1e-9)
     assert low <= result.difference <= high and 0 < p <= 1 and (p <= 0.05) == (not low <= 0 <= high)
 
@@ -254,10 +248,8 @@ def test_variance_and_degrees_of_freedom_match_a_sum_term_by_term():
     variance = (sum(v * v for v in d) + 1 - 8 * centre**2) / 64 + seeds
     df = variance**2 / sum(v**2 / n for v, n in zip(parts, (2, 10, 1, 5), strict=True))
     assert seeds > 0 and df > 1
-    result, half = (
-        paired.difference(np.array(A), np.array(B), 0.5),
-        stats.t.ppf(0.75, df) * math.sqrt(variance),
-    )
+    result = paired.difference(np.array(A), np.array(B), 0.5)
+    half = stats.t.ppf(0.75, df) * math.sqrt(variance)
     assert (result.low, result.high) == pytest.approx((centre - half, centre + half))
     assert result.p == pytest.approx(2 * stats.t.sf(abs(centre) / math.sqrt(variance), df))
     assert result.difference == pytest.approx(14 / 18 - 2 / 12)

@@ -31,8 +31,7 @@ def test_overrides_of_external_experiments_are_valid_for_every_verb(name):
     """The worlds are not installed here; overrides win over the experiment's own `record`."""
     settings = read(f"experiment={name}")
     experiment = settings.experiment
-    axes = [experiment.axes[axis] for axis in experiment.along]
-    own = [f"{axis.key}={axis.values[1]}" for axis in axes]
+    own = [f"{experiment.axes[name].key}={experiment.axes[name].values[1]}" for name in experiment.along]
     for words in [[*experiment.overrides, *arm.overrides, *own] for arm in experiment.arms.values()]:
         configs = {verb: settings_of(verb, words) for verb in ("record", "encode", "train", "evaluate")}
         assert {cfg.task.name for cfg in configs.values()} == {"gym"} and len(experiment.published) > 0
@@ -148,5 +147,4 @@ def test_stages_encode_once_per_frozen_encoder_with_its_scales():
     assert len(evaluations) == 8
     assert all({"evaluate.episodes=16", "evaluate.videos=2"} <= {*job.overrides} for job in evaluations)
     assert policies["tuned", 3].needs == ()  # a training with tuned blocks encodes by itself
-    recorded = replace(plan.main, recording=job)  # any job
-    assert training(plan, recorded)["tuned", 3].needs == (job,)
+    assert training(plan, replace(plan.main, recording=job))["tuned", 3].needs == (job,)  # any job

@@ -34,8 +34,7 @@ def compared(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("compared"))
         facts = compare_stubs(*planned(["run_dir=out", *WORDS], WORDS[1:2]), patch)
         run = Path("out").resolve()
-    frames = [{"hand": np.full((64, 64, 3), 90, np.uint8)}]
-    write_video(run / "videos/0.mp4", frames, record(0), height=64)
+    write_video(run / "videos/0.mp4", [{"hand": np.full((64, 64, 3), 90, np.uint8)}], record(0), height=64)
     (axis,), names = facts["axes"], {0.5: "dim", 1.0: ["lit"]}
     arms = {a: [p | {"value": names[p["value"]]} for p in points] for a, points in axis["arms"].items()}
     words = axis | {"label": "words", "default": ["lit"], "values": ["dim", ["lit"]], "arms": arms}

@@ -48,8 +48,7 @@ def test_episode_of_a_dead_node_is_repeated(tiny_encoder, untrained, tmp_path, m
         store = record(folder / "one.zarr", CubePickConfig(), PickerConfig(), 1, 500)
         settings = FeaturesSettings(cache=str(folder / "f"), threads=1)
         features, _ = encode_demos(store, encoder, CAMERAS[:1], settings)
-        journal = folder / "episodes.jsonl"
-        done = run_episodes(WORLD, planner(), 8, 9000, 2, journal, make_callback(), ABOUT)
+        done = run_episodes(WORLD, planner(), 8, 9000, 2, folder / "episodes.jsonl", make_callback(), ABOUT)
         return features, done.records, bytes_of(folder / "d.zarr", "*"), bytes_of(folder, "*.npy")
 
     try:

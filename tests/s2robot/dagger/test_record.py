@@ -8,14 +8,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.dagger import record as dagger_record
-from s2robot.dagger.record import (
-    REASONS,
-    Corrector,
-    Course,
-    DaggerSettings,
-    TakeoverSettings,
-    record_corrections,
-)
+from s2robot.dagger.record import Corrector, Course, DaggerSettings, TakeoverSettings, record_corrections
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import demo_attributes, record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
@@ -85,7 +78,7 @@ def test_correction_is_appended_to_a_copy_of_the_demos(demos, settings, tmp_path
     out, progress = tmp_path / "out.zarr", lambda *c: calls.append(c)
     store, counts = record_corrections(settings, demos, world, out, first=1, progress=progress)
     assert outcome_counts(counts) == (0, 1, 0) and calls == [(1, counts)]
-    assert sum(counts[reason] for reason in REASONS) == 1
+    assert sum(counts[reason] for reason in dagger_record.REASONS) == 1
     assert demos.fingerprint == before and store.fingerprint_of_first(1) == demos.fingerprint_of_first(1)
     assert store.meta("seed").tolist() == [500, SEED] and store.attrs == demos.attrs
     arrays = store.episode(1)
@@ -211,7 +204,8 @@ def test_positions_are_tried_once_per_policy(demos, settings, save_untrained, tm
 
     def recorded(**changes):
         store, counts = record_corrections(settings.replace(**changes), demos, world, out, first=1)
-        return store.meta("seed").tolist(), outcome_counts(counts), sum(counts[reason] for reason in REASONS)
+        reasons = sum(counts[reason] for reason in dagger_record.REASONS)
+        return store.meta("seed").tolist(), outcome_counts(counts), reasons
 
     monkeypatch.setattr(dagger_record, "corrected_episode", fake_episode)
     assert recorded(seed=500, episodes=3) == ([500, 501], (2, 1, 0), 1)

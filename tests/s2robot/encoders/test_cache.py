@@ -60,8 +60,7 @@ def test_exact_on_reread(tmp_path, dtype):
     assert again.missing() == [] and again.features.dtype == dtype and again.features.shape == (8, 2, 2, 5)
     assert np.array_equal(built, expected(dtype)) and np.array_equal(again.features, expected(dtype))
     if dtype == "float16":  # rollouts see what training saw
-        live = as_stored(encode(by_camera(frames_of(0)))).numpy()
-        assert np.array_equal(live, built[: LENGTHS[0]])
+        assert np.array_equal(as_stored(encode(by_camera(frames_of(0)))).numpy(), built[: LENGTHS[0]])
     with pytest.raises(ValueError, match="read-only"):
         again.features[0] = 0
     assert make_cache(tmp_path, episode_lengths=[]).build(make_frames, encode).shape == (0, 2, 2, 5)
@@ -210,8 +209,7 @@ def test_grown_dataset_reuses_the_features_of_earlier_episodes(tmp_path, watched
         make_cache(tmp_path, **cut | changes).build(make_frames, lambda frames: 1 + encode(frames))
     for path in tmp_path.glob("*/features.bin"):
         path.write_bytes(bytes(path.stat().st_size))  # reused features are 0, new ones are not
-    grown = make_cache(tmp_path, renderer=MUJOCO_3)
-    built = grown.build(watched, encode, dataset_of_first="d{}".format)
+    built = make_cache(tmp_path, renderer=MUJOCO_3).build(watched, encode, dataset_of_first="d{}".format)
     assert watched.requested == [[1, 2]] and not built[:3].any() and np.array_equal(built[3:], expected()[3:])
 
 

@@ -23,6 +23,7 @@ from s2robot.s2.engine import encode as engine_encode
 from s2robot.s2.engine import pyramid
 from s2robot.s2.tiling import plan_levels
 from tests.configs import composed
+from tests.s2robot.pictures import noise
 
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
 
@@ -35,13 +36,9 @@ def make_vit(seed: int = 0, spec: ViTSpec = SPEC) -> MVPViT:
     return model.eval()
 
 
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-
 @pytest.fixture
 def images() -> np.ndarray:
-    return noise(5, 32, 32)
+    return noise(5, 32, 32, 3)
 
 
 def build(file, scales=(1, 2), resolution="native", **more) -> S2Encoder:
@@ -201,15 +198,14 @@ def test_fingerprint_of_unreadable_code_requires_a_description():
 def test_encoder_from_a_file_whole_or_cut_after_a_block(tiny_encoder):
     loaded, recipe = load_encoder(tiny_encoder)
     assert recipe["seed"] == 0
-    images, built = noise(5, 64, 64), build(tiny_encoder)
+    images, built = noise(5, 64, 64, 3), build(tiny_encoder)
     assert torch.equal(built.encode(images), S2Encoder(loaded, (32, 64)).encode(images))
     assert build(tiny_encoder, None, sizes=[32, 64]).fingerprint == built.fingerprint
     block = build(tiny_encoder, (1,), block=1)
     assert block.fingerprint != build(tiny_encoder, (1,)).fingerprint
     x = F.avg_pool2d(torch.from_numpy(images).float().permute(0, 3, 1, 2), 2) * block.scale + block.shift
     loaded.blocks = loaded.blocks[:1]
-    expected = loaded(x)[:, 1:].detach()
-    torch.testing.assert_close(block.encode(images), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(block.encode(images), loaded(x)[:, 1:].detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_broken_files_are_one_error_line(tmp_path, tiny_encoder):
@@ -249,7 +245,7 @@ def test_config_errors(tiny_encoder, cfg, words):
 def test_timm_model_from_a_file(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3).eval()  # with a head, which is dropped
-    expected, image = S2Encoder(model, (64,), tile=64, block=3), noise(1, 64, 64)
+    expected, image = S2Encoder(model, (64,), tile=64, block=3), noise(1, 64, 64, 3)
     for save, path in ((save_file, tmp_path / "w.safetensors"), (torch.save, tmp_path / "w.pth")):
         save(model.state_dict(), path)
         cfg = {"checkpoint": path, "sizes": [64], "block": 3, "img_size": 64}
@@ -316,7 +312,7 @@ def test_tiles_with_a_partial_patch_cannot_be_split():
 @pytest.mark.parametrize(("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (16, 17, (4, 4))])
 def test_frames_keep_their_aspect_ratio(height, width, grid):
     """The shorter side gets the configured size; overlapping tiles cover the longer one."""
-    model, encoder, frames = make_vit(), S2Encoder(make_vit(), (16, 32)), noise(3, height, width)
+    model, encoder, frames = make_vit(), S2Encoder(make_vit(), (16, 32)), noise(3, height, width, 3)
     assert (encoder.dim, encoder.grid, encoder.image_size, encoder.num_tokens) == (48, 4, 32, 16)
     assert encoder.map_of(height, width) == grid
     tokens = encoder.encode(frames)
@@ -334,7 +330,7 @@ def test_frames_keep_their_aspect_ratio(height, width, grid):
 
 
 def test_upsampled_features_match_the_paper_with_a_separate_fingerprint(tiny_encoder):
-    frames = noise(3, 64, 64)
+    frames = noise(3, 64, 64, 3)
     native, upsampled = build(tiny_encoder), build(tiny_encoder, resolution="upsampled")
     a, b = native.encode(frames), upsampled.encode(frames)  # (3, 16, 2 * 64)
     torch.testing.assert_close(b[..., :64], a[..., :64], rtol=1e-5, atol=1e-5)
@@ -368,7 +364,7 @@ def test_equal_tiles_are_computed_once_within_and_across_calls(dtype, side):
 
 
 def test_single_larger_scale_on_the_base_grid(tiny_encoder):
-    frames = noise(3, 64, 64)
+    frames = noise(3, 64, 64, 3)
     both, large = build(tiny_encoder), build(tiny_encoder, (2,))
     averaged = build(tiny_encoder, (2,), grid=1)
     assert (large.grid, averaged.grid, averaged.map_of(64, 64)) == (2 * both.grid, both.grid, (4, 4))

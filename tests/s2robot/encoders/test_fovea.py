@@ -11,13 +11,9 @@ from s2robot.encoders.cache import FeatureCache
 from s2robot.encoders.fovea import corners_of, token_places
 from s2robot.loading import load_policy
 from s2robot.policies.pooling import CameraPooling, PoolingSettings
-from tests.s2robot.pictures import TRAINING
+from tests.s2robot.pictures import TRAINING, noise
 
 CAMERAS = ("hand", "left", "right")
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -36,7 +32,7 @@ def gazing(facts, tmp_path):
 @pytest.mark.parametrize(("zoom", "first"), [(2, 16), (4, 24), (1.6, 12)])
 def test_tokens_are_those_of_the_frame_and_of_the_exact_crop(facts, zoom, first):
     plain, fovea = build_encoder(facts), build_encoder(facts | {"zoom": zoom})
-    frames, side, places = noise(2, 64, 64), round(64 / zoom), token_places(4, 4)
+    frames, side, places = noise(2, 64, 64, 3), round(64 / zoom), token_places(4, 4)
     tokens, crop = fovea.encode(frames), slice(first, first + side)
     both = torch.cat([plain.encode(frames), plain.encode(np.ascontiguousarray(frames[:, crop, crop]))], 1)
     assert torch.equal(tokens[..., :64], both)
@@ -46,9 +42,9 @@ def test_tokens_are_those_of_the_frame_and_of_the_exact_crop(facts, zoom, first)
     assert (fovea.map_of(64, 64), fovea.dim, fovea.num_tokens) == ((8, 4), 67, 32)
     assert fovea.gflops_per_image == 2 * plain.gflops_per_image and fovea.image_size == round(32 * zoom)
     coarse = build_encoder(facts | {"zoom": zoom, "resolution": "upsampled"})  # no new pixels
-    assert coarse.image_size == 32 and coarse.encode(noise(1, 32, 32)).shape == (1, 32, 67)
+    assert coarse.image_size == 32 and coarse.encode(noise(1, 32, 32, 3)).shape == (1, 32, 67)
     assert coarse.fingerprint != fovea.fingerprint
-    assert {fovea.encode(noise(n, 43, 71)).shape[1] for n in (0, 1)} == {np.prod(fovea.map_of(43, 71))}
+    assert {fovea.encode(noise(n, 43, 71, 3)).shape[1] for n in (0, 1)} == {np.prod(fovea.map_of(43, 71))}
 
 
 def test_crops_stay_within_the_frame():
@@ -59,7 +55,7 @@ def test_crops_stay_within_the_frame():
 @pytest.mark.parametrize("changes", [{"gaze": "centre"}, {"gaze": "random"}, {}])
 def test_a_frame_has_the_same_tokens_alone_and_in_a_batch(gazing, changes):
     fovea = build_encoder(gazing | changes)
-    frames = [noise(6, 64, 64), noise(6, 64, 64)[::-1].copy(), noise(6, 64, 64)]
+    frames = [noise(6, 64, 64, 3), noise(6, 64, 64, 3)[::-1].copy(), noise(6, 64, 64, 3)]
     together = fovea.encode_cameras(frames)  # (6, 3, 32, 67)
     alone = [fovea.encode(frames[i][t : t + 1], (i,)) for t in range(6) for i in range(3)]
     assert torch.equal(torch.cat(alone).view(together.shape), together)
@@ -67,7 +63,7 @@ def test_a_frame_has_the_same_tokens_alone_and_in_a_batch(gazing, changes):
 
 
 def test_features_are_cached_under_a_key_with_the_gaze(gazing, tmp_path):
-    frames, paths = [noise(3, 64, 64)] * 3, set()
+    frames, paths = [noise(3, 64, 64, 3)] * 3, set()
     for changes in ({}, {"gaze": "centre"}, {"gaze": "random"}, {"zoom": 4}):
         fovea = build_encoder(gazing | changes)
         cache = FeatureCache(tmp_path, "demos", fovea.fingerprint, CAMERAS, [3], 32, fovea.dim, "float32")
@@ -88,7 +84,7 @@ def test_wrong_gazes_are_one_line(gazing):
             build_encoder(gazing | changes)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="maps of 64 channels at 20 tokens, got 80 weights"):
-        build_encoder(gazing).encode(noise(1, 48, 64))
+        build_encoder(gazing).encode(noise(1, 48, 64, 3))
 
 
 @pytest.mark.parametrize("kind", ["spatial_softmax", "attention"])
@@ -104,9 +100,7 @@ def test_heat_maps_of_a_policy_are_those_that_it_computes(kind, monkeypatch):
     assert torch.equal(before, pool(tokens)) == (kind == "attention")
 
 
-def test_policy_with_a_gaze_trains_evaluates_and_acts_without_its_source(
-    here, recorded, tiny_encoder, tmp_path
-):
+def test_gaze_policy_trains_evaluates_and_acts_without_its_source(here, recorded, tiny_encoder, tmp_path):
     common = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "policy.members=2", *TRAINING]
     assert here("train", *common, "s2=single", f"hydra.run.dir={tmp_path / 'one'}").returncode == 0
     source = (tmp_path / "one/checkpoint").rename(tmp_path / "gaze")
@@ -117,7 +111,7 @@ def test_policy_with_a_gaze_trains_evaluates_and_acts_without_its_source(
     source.rename(tmp_path / "gone")
     acting = load_policy(tmp_path / "two/checkpoint", device="cpu")
     assert acting.spec.placed and acting.image_size == 64 and len(acting.encoder.maps) == 3
-    images = {name: noise(64, 64) for name in CAMERAS}
+    images = {name: noise(64, 64, 3) for name in CAMERAS}
     assert acting.act({"images": images, "proprio": np.zeros(8, np.float32)}).shape == (8,)
     camera = [f"s2.fovea.gaze={tmp_path / 'gone'}", "env.cameras=[hand,left]"]
     for words, error in (

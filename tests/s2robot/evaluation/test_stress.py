@@ -18,8 +18,7 @@ class Planted:
 
 def test_score_is_the_mean_over_cells_with_an_interval_over_positions():
     settings = StressSettings(episodes=200)
-    rng = np.random.default_rng(0)
-    hard = rng.random(200)  # a position fails at all strengths above its threshold
+    hard = np.random.default_rng(0).random(200)  # a position fails at all strengths above its threshold
     cells = [Cell(axis, i, 0.1 * i) for axis in ("blur", "noise") for i in range(1, STRENGTHS + 1)]
     journals = {Cell("", 0, 0.0): Planted(np.ones(200))}
     journals |= {c: Planted(hard > c.strength / (6 if c.axis == "blur" else 12)) for c in cells}

@@ -34,10 +34,8 @@ class Data:
             rows = np.concatenate([v[:n] for v, n in zip(values, self.lengths, strict=True)])
             return Table(key, names, [Columns("joints", slice(0, JOINTS), "absolute")], rows)
 
-        frames = [
-            {"hand": FrameStats(c[:n], np.full(n, 99.0), np.full(n, 40.0))}
-            for c, n in zip(self.change, self.lengths, strict=True)
-        ]
+        seen = zip(self.change, self.lengths, strict=True)
+        frames = [{"hand": FrameStats(c[:n], np.full(n, 99.0), np.full(n, 40.0))} for c, n in seen]
         tables = [table("action", self.action), table("proprio", self.state)]
         return list(deceptions(tables, np.cumsum(self.lengths), frames, Thresholds()))
 

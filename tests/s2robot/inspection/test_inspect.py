@@ -65,8 +65,7 @@ def inspect(store, out, **changes):
 
 def test_videos_contain_every_step_of_all_cameras(cups, tmp_path):
     inspect(cups, tmp_path / "a")
-    video = tmp_path / "a/episodes/0002.mp4"
-    frames = iio.imread(video)
+    frames = iio.imread(tmp_path / "a/episodes/0002.mp4")
     # the wrist image, 16 × 16, is scaled to the height of the other
     assert frames.shape == (LENGTHS[2], 24, 32 + films.GAP + 24, 3)
     stored = episode(2, 9)["images_top"]
@@ -79,9 +78,8 @@ def test_videos_contain_every_step_of_all_cameras(cups, tmp_path):
 def test_large_integers_keep_their_digits(tmp_path):
     stamps = 1_700_000_000_000_000_000 + 100_000_000 * np.arange(12)  # ns, one every control step
     index = (2**24 + np.arange(12)).astype(np.int32)
-    more = {"stamp_ns": stamps, "index": index, "flag": np.arange(12) % 2 > 0}
     with EpisodeStore.create(tmp_path / "more.zarr", CUPS) as store:
-        store.append(episode(0, 12) | more)
+        store.append(episode(0, 12) | {"stamp_ns": stamps, "index": index, "flag": np.arange(12) % 2 > 0})
         values = {table.key: table.values for table in tables(store, 1)}
     assert np.array_equal(np.diff(values["stamp_ns"][:, 0]), np.full(11, 1e8))
     assert np.array_equal(values["index"][:, 0], index)

@@ -24,15 +24,12 @@ from s2robot.pretraining.frames import FrameBank, read_image
 from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
 from tests.demos.test_store import IMAGES
 from tests.inline import do_inline
+from tests.s2robot.pictures import noise
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def ffmpeg(words: str, path: Path, data: bytes | None = None) -> None:
@@ -212,6 +209,18 @@ def six_frames(monkeypatch):
     """Six frames per seed: two moments of an episode from three cameras."""
     do_inline(monkeypatch)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
+
+
+def test_appearance_varies_as_configured(monkeypatch):
+    """Between two frames of one camera, randomised appearance changes pixels far more than motion alone."""
+    monkeypatch.setattr(render, "_EVERY", 1)
+    differences = {}
+    for vary in (0.0, 1.0):
+        frames = render.render_scenes(2, ("cube_pick",), ("xarm7",), 32, vary)
+        assert frames.shape == (6, 32, 32, 3) and len({frame.tobytes() for frame in frames}) == 6
+        assert frames.reshape(6, -1).std(1).min() > 5  # no empty image
+        differences[vary] = np.abs(np.diff(frames[1::3].astype(float), axis=0)).mean()  # of the left camera
+    assert differences[1.0] > 2 * differences[0.0]
 
 
 def test_tasks_alternate_and_episode_ends_are_rendered(monkeypatch):

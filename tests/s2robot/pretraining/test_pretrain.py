@@ -172,8 +172,7 @@ def test_loss_and_mask_match_mae(scales):
 
 
 def test_every_tile_of_the_largest_scale_keeps_equally_many_cells():
-    mae = make_mae(scales=(1, 2))
-    keep, hidden = mae.draw_mask(50, torch.Generator().manual_seed(0))
+    keep, hidden = make_mae(scales=(1, 2)).draw_mask(50, torch.Generator().manual_seed(0))
     assert torch.equal(torch.cat([keep, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(50, 16))
     tile = keep // 8 * 2 + keep % 4 // 2  # of a 4 x 4 grid
     assert all(sorted(row) == [0, 1, 2, 3] for row in tile.tolist())
@@ -194,3 +193,11 @@ def test_hidden_pixels_do_not_affect_predictions_and_visible_ones_stay(scales):
     assert torch.equal(mae(unpatchify(patches, cell), draw_cells(mae, x))[1], pred)
     patches[~mask] += 1 + torch.randn_like(patches[~mask])
     assert not torch.equal(mae(unpatchify(patches, cell), draw_cells(mae, x))[1], pred)
+
+
+def test_every_trained_parameter_gets_a_gradient_and_tables_do_not():
+    mae = make_mae()
+    mae(torch.randn(2, 3, 16, 16))[0].backward()
+    without = [n for n, p in mae.named_parameters() if p.grad is None]
+    assert without == ["vit.pos_embed"]
+    assert set(mae.vit.state_dict()) == set(MVPViT(SPEC).state_dict())

@@ -95,8 +95,7 @@ def test_explicit_sizes_and_one_call_for_all_tiles():
     assert [level.frame for level in make().layout(96, 128).levels] == [(16, 20), (32, 40)]
     assert torch.equal(make(sizes=(16, 32))(x), make()(x))
     assert make(sizes=(np.uint8(16), torch.tensor(32))).layout(48, 64) == make(sizes=(16, 32)).layout(48, 64)
-    long = make(sizes=((16, 320), (32, 640)), resize="upsample")
-    assert long(frames(1, 32, 640)).shape == (1, 4 * 80, 12)
+    assert make(sizes=((16, 320), (32, 640)), resize="upsample")(frames(1, 32, 640)).shape == (1, 4 * 80, 12)
 
 
 @pytest.mark.parametrize("output", ["tokens", "map", "pooled"])
@@ -204,13 +203,12 @@ def test_numpy_images_work_and_floats_in_0_to_255_warn_once():
 
 def test_errors_name_the_argument_and_the_values():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, embed_dim=24, num_heads=3)
-    images = torch.zeros(2, 3, 32, 32)
     for call, words in (
         (lambda: make(resize="nativ"), "resize: .*'nativ'.* 'native'"),
         (lambda: make((1, 2), sizes=(16, 32)), "sizes: .*got both"),
         (lambda: S2(find_backbone(Tokens(), tile=16, patch=4), block=1, tile=16), "block: .* got 1"),
         (lambda: S2(vit, tile=60), "tile: .* patches of 16 px, got 60 x 60 px.* 48 x 48"),
-        (lambda: make()(images.to(torch.uint8)), r"torch.uint8 \(2, 3, 32, 32\)"),
+        (lambda: make()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), r"torch.uint8 \(2, 3, 32, 32\)"),
     ):
         with pytest.raises(UserError, match=words) as error:
             call()

@@ -121,8 +121,7 @@ def test_forward_equals_the_slow_reference(batch, grid, patch, scales, prefix, s
     if shape == "bchw":
         expected = expected.transpose(1, 2).unflatten(2, (grid * scales[base], grid * scales[base]))
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    by_size = [s * tile for s in scales]
-    again = forward(called, images, None, by_size, tile, base - len(scales), prefix, shape)
+    again = forward(called, images, None, [s * tile for s in scales], tile, base - len(scales), prefix, shape)
     torch.testing.assert_close(again, out, rtol=1e-5, atol=1e-5)
 
 

@@ -93,12 +93,10 @@ def train_ten_steps(folder: Path) -> None:
 
 
 def results_of(folder: Path) -> dict:
-    run = folder / "run"
+    run, names = folder / "run", ("checkpoint", "checkpoint_best")
     files = {p.name for p in run.iterdir() if not p.name.startswith("events")}
-    results = {"rows": rows_of(run), "files": files}
-    for name in ("checkpoint", "checkpoint_best"):
-        results[name] = weights(run / name), (run / name / "policy.json").read_text()
-    return results
+    policies = {name: (weights(run / name), (run / name / "policy.json").read_text()) for name in names}
+    return {"rows": rows_of(run), "files": files, **policies}
 
 
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])

@@ -221,8 +221,7 @@ def servos(tmp_path):
 
 
 def test_normalised_units_follow_the_calibration_and_ranges_must_match(made, servos):
-    arm = made(servos, units="normalised")
-    assert arm.read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
+    assert made(servos, units="normalised").read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
     for units, ends, line in (("degrees", 1.5, "units: expected norm"), ("normalised", 3.3, "q_max")):
         with pytest.raises(EnvError, match=line):
             made(servos, units=units, q_max=[ends] * 5)
@@ -241,9 +240,7 @@ def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos)
     assert not arm.stop("test") and {*bus.goals} == {*JOINTS} - {"elbow_flex"}
     bus.goals, bus.silent, bus.status = {}, "", 32
     assert arm.stop("test") and {*bus.goals} == {*JOINTS}  # acknowledged, although overloaded
-    for _ in range(4):
-        state = arm.read()
-    assert state.error == 32
+    assert [arm.read().error for _ in range(4)][-1] == 32
     bus.status = 0
     for _ in range(7):
         bus.late = 1  # no servo's status, whatever it says

@@ -46,10 +46,9 @@ def test_faults_stop_the_arm_as_designed(fault):
 def test_jammed_joint_stops_the_arm_although_its_lag_never_grows(tmp_path):
     """The policy's target stays just ahead of the arm."""
     about = {"type": "so101_follower", "id": "emulated", "units": "degrees", "stop": "hold"}
-    options = {"calibration_dir": str(tmp_path), "num_read_retries": 3}
     with servos.ServoBus() as bus:
         bus.calibrate(tmp_path / "emulated.json")
-        about |= {"port": bus.port, "options": options}
+        about |= {"port": bus.port, "options": {"calibration_dir": str(tmp_path), "num_read_retries": 3}}
         process = subprocess.Popen([PYTHON, "-c", FOLLOWS, json.dumps(about)], **STARTED)
         try:
             wait_for(lambda: bus.servos[1].place > servos.REST[0] + 100, "motion")
@@ -58,6 +57,5 @@ def test_jammed_joint_stops_the_arm_although_its_lag_never_grows(tmp_path):
         finally:
             process.kill()
         assert "joint 1 lags 0.07 rad behind its command and does not move" in output
-        assert all(
-            abs(bus.servos[i][servos.GOAL] - bus.servos[i][servos.POSITION]) < 20 for i in (1, 2, 4, 5)
-        )
+        others = [bus.servos[i] for i in (1, 2, 4, 5)]
+        assert all(abs(servo[servos.GOAL] - servo[servos.POSITION]) < 20 for servo in others)

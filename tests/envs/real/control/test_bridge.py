@@ -63,8 +63,7 @@ def test_actions_that_lift_the_cube_in_simulation_lift_it_over_the_bridge(monkey
         simulated.step_physics(action)
         targets.append(np.append(simulated.commanded, action[7]))
     targets += [targets[-1]] * 10  # the emulated arm lags: hold it up a little longer
-    looks = {"cameras": ["hand"], "image_size": 32}
-    with launch(env=looks, fps=10) as emulator, ExitStack() as stack:
+    with launch(env={"cameras": ["hand"], "image_size": 32}, fps=10) as emulator, ExitStack() as stack:
         clock = BoxClock(emulator.side)
         monkeypatch.setattr("s2robot.envs.real.arms.xarm.now", clock.now)
         monkeypatch.setattr("s2robot.envs.real.emulator.stand_in.from_monotonic", lambda seconds: clock.now())

@@ -76,8 +76,7 @@ def test_gripper_command_is_held_for_a_minimum_number_of_actions(arm, cameras):
 
     loop = made(arm, cameras, act, subscribers=[Calls(step=steps.append)], config={"gripper_hold": 2})
     loop.run(max_steps=12)
-    raw = [float(step["action_raw"][7]) for step in steps]
-    assert raw == answers[1:13] == [1.0, 0.0] * 6
+    assert [float(step["action_raw"][7]) for step in steps] == answers[1:13] == [1.0, 0.0] * 6
     assert [float(step["action"][7]) for step in steps] == [1, 1, 1, 0, 0, 0] * 2
     assert arm.gripper == 1.0
 
@@ -165,8 +164,7 @@ def test_nothing_is_sent_at_the_end_after_a_gap(clock, cameras, blocked, live):
             clock.sleep(30.0)
 
     act = lambda o: (loop.steps < 4 or loop.request_end(), np.eye(8)[6] * 0.04)[1]  # noqa: E731
-    limits = CALM.replace(state_hold=1.0, state_fault=1.0)
-    loop = made(arm, cameras, act, limits, live, [Calls(beat=beat)])
+    loop = made(arm, cameras, act, CALM.replace(state_hold=1.0, state_fault=1.0), live, [Calls(beat=beat)])
     result = loop.run(max_steps=100)
     assert at and len(arm.sent) == at[0] and (at[0] > 10) == live
     assert result.state == State.FAULT and "did not run for 3" in result.reasons[0]
@@ -198,8 +196,7 @@ def test_chunk_that_would_break_a_limit_stops_the_arm_before_motion(clock, camer
         arm = FakeArm(clock, start)
         calls: list[int] = []
         act = lambda o: (calls.append(1), np.stack(chunk if len(calls) > 1 else [SLOWLY]))[1]  # noqa: E731, B023
-        loop = made(arm, cameras, act, config={"check_chunks": checks, "policy_hz": 10.0})
-        result = loop.run(max_steps=1)
+        result = made(arm, cameras, act, config={"check_chunks": checks, "policy_hz": 10.0}).run(max_steps=1)
         moved = bool(arm.sent) and np.abs(arm.sent - start).max() > 1e-9
         assert moved is not checks and result.steps == (not checks)
         assert result.cause == ("fault" if checks else "steps") and len(arm.stops) == checks

@@ -123,8 +123,7 @@ def test_fence_is_enforced():
 def test_reduced_mode_limits_speed_and_range():
     b = Bench(mode=1)
     b(Fn.REDUCED_JOINT_SPEED, wire.pack_floats([0.2]))
-    ranges = np.stack([HOME - 0.3, HOME + 0.3], axis=1).reshape(-1)
-    b(Fn.REDUCED_RANGES, wire.pack_floats(ranges))
+    b(Fn.REDUCED_RANGES, wire.pack_floats(np.stack([HOME - 0.3, HOME + 0.3], axis=1).reshape(-1)))
     b(Fn.SET_REDUCED, b"\x01")
     b.run(0.1)
     b.servo(HOME + 0.1)
@@ -161,8 +160,7 @@ def test_every_request_is_answered_and_none_moves_beyond_joint_limits(request):
 def test_motion_is_reported_from_the_requested_time():
     b = Bench(mode=1)
     b.run(1.0)
-    times = [round(row["time"] / DT) for row in b.journal.motion_since(0.9)]
-    assert times == list(range(225, 251))
+    assert [round(row["time"] / DT) for row in b.journal.motion_since(0.9)] == list(range(225, 251))
     assert b.journal.motion_since(2.0) == [] and len(b.journal.motion_since(0.0)) == 250
 
 

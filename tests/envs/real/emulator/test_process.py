@@ -38,9 +38,8 @@ def test_client_ports_patch_and_restore_the_sdk():
     with client_ports(Ports()):
         assert (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT) == (15502, 15302)
         assert len(report.create(15302, is_radian=True)) == 587
-        with pytest.raises(EnvError, match="redirected to port 15502"):
-            with client_ports(Ports()):
-                pass
+        with pytest.raises(EnvError, match="redirected to port 15502"), client_ports(Ports()):
+            pass
     assert (conf.TCP_CONTROL_PORT, conf.TCP_REPORT_RICH_PORT) == (502, 30002)
     assert vars(report)["create"] is create
 

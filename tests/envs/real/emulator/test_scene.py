@@ -34,8 +34,7 @@ def test_reset_places_the_cube_like_cube_pick_and_leaves_the_arm(plant):
     env.reset(seed=11)
     away = HOME + 0.05
     plant.place(away)
-    start = plant.reset(seed=11)
-    np.testing.assert_array_equal(start, env.commanded)
+    np.testing.assert_array_equal(plant.reset(seed=11), env.commanded)
     np.testing.assert_array_equal(plant.env.cube_pose, env.cube_pose)
     np.testing.assert_array_equal(plant.joints, away)
 
