@@ -264,7 +264,7 @@ def _path(values: Any, error: ErrorDetails) -> str:
     for part in error["loc"]:
         if isinstance(here, Mapping) and (part in here or not path or error["type"] == "missing"):
             path, here = f"{path}.{part}", here.get(part)
-        elif isinstance(part, int):
+        elif isinstance(part, int) and hasattr(here, "__len__"):  # a single number may stand for all joints
             path, here = f"{path}[{part}]", here[part] if part < len(here) else None
         elif isinstance(here, BaseModel):
             path, here = f"{path}.{part}", getattr(here, str(part), None)

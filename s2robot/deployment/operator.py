@@ -12,7 +12,6 @@ from typing import Any
 
 from s2robot.core.errors import UserError
 from s2robot.deployment.settings import Bridge
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, Void
 
 Keys = Callable[[Callable[[str], None]], AbstractContextManager[None]]  # reads keys while its context lasts
@@ -67,7 +66,7 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
                     return  # the terminal was closed; SIGHUP reports it
                 pressed, incomplete = typed(incomplete + sent.decode(errors="ignore"))
                 for key in pressed:
-                    on_key(key)
+                    on_key(key.lower())  # with Caps Lock, too
 
     thread = threading.Thread(target=read, daemon=True, name="keys")
     try:
@@ -149,14 +148,10 @@ class WatchingOperator:
         return over
 
     def success(self) -> bool:
-        """See `Operator`; a key pressed during the episode is the answer. Ctrl-D is not an answer."""
+        """See `Operator`; a key pressed during the episode is the answer."""
         self.rest()
-        while not self._verdict:
-            try:
-                return self._operator.success()
-            except EnvError:
-                if not (self.person and sys.stdin.isatty()):
-                    raise
+        if not self._verdict:
+            return self._operator.success()
         if self._verdict == "v":
             raise Void
         return self._verdict == "y"

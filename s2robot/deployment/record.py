@@ -139,7 +139,8 @@ class ArmRecording:
             **self._options, "loop": loop, "take_key": on_key, "over": lambda: controls.ended or self._leads
         }  # fmt: skip
         if rig is None:
-            return ArmSession(arm, self._act, subscribers=[self.recorder], **options)
+            reset = self.teleoperator.reset if self.teleoperator else lambda: None
+            return ArmSession(arm, self._act, subscribers=[self.recorder], reset_policy=reset, **options)
         policy = rig.policy
         acting = policy.act, policy.reset, controls, self.teleoperator
         self.shared = teleop.SharedControl(*acting, self._commanded)
@@ -184,8 +185,6 @@ class ArmRecording:
         recorder.discard()
         if self.corrects:
             self.shared.begin()
-        elif self.teleoperator:
-            self.teleoperator.reset()
         session.begin()
         session.ready(self.world, seed)
         controls.reset()  # drop SpaceMouse buttons pressed while the cube was placed

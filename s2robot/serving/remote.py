@@ -255,7 +255,7 @@ def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
         ).__enter__()  # fmt: skip
     except TimeoutError:
         raise PolicyLate(f"{url}: the server did not open the connection by the deadline") from None
-    except (OSError, ValueError, InvalidHandshake) as error:
+    except (OSError, ValueError, InvalidHandshake, ConnectionClosed) as error:
         raise _failure(url, error) from error
 
 

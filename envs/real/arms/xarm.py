@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from s2robot.core.errors import reported
 from s2robot.core.settings import Settings, from_yaml
 from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real.arms import driver as arms
@@ -182,7 +183,8 @@ class XArmDriver(arms.ArmDriver):
     def read(self) -> ArmState:
         """See `ArmDriver`; the gripper's opening is up to 0.2 s old. Raises EnvError also if the gripper is silent for 2 s."""
         sdk, requested = self._connected(), now()
-        code, states = sdk.get_joint_states(num=3)
+        with reported(f"xarm {self.ip}: joints (firmware 1.9.0 or later)", kind=EnvError):  # a short answer
+            code, states = sdk.get_joint_states(num=3)
         self._check("get_joint_states", code)
         gripper = self._gripper
         opening, silent = (np.nan, 0.0) if gripper is None else (gripper.opening, requested - gripper.heard)

@@ -98,6 +98,8 @@ class SafetyFilter:
         q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
             raise EnvError(f"safety: expected {n} finite measured joints, got {q_measured!r}")
+        if not self.dq_last.any() and (np.abs(q - self.q_last) <= self._ddq * self.dt**2).all():
+            q = self.q_last  # it rests where it was sent, maybe at a wall
         if (q < self._low).any() or (q > self._high).any():
             i = int(np.argmax(np.maximum(self._low - q, q - self._high)))
             wrong = f"expected {self._low[i]:.3f} to {self._high[i]:.3f} rad, got {q[i]:.3f}"

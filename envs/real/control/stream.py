@@ -50,7 +50,7 @@ class CommandStream:
     def start(self, q: Array) -> None:
         """Start at rest at measured joints (N,). Raises EnvError if they are outside the limits."""
         self.safety.reset(q)
-        self._rest_at(q)
+        self._rest_at(self.safety.q_last)
         self._opening, self._turned, self._clamped, self.step = None, 0, False, None
 
     def resume_from_rest(self) -> None:
@@ -91,7 +91,7 @@ class CommandStream:
         """
         if not self.config.live:  # the arm has not moved: the hypothetical commands start at its joints
             self.safety.reset(state.q)
-            self._rest_at(state.q)
+            self._rest_at(self.safety.q_last)
         elif self._clamped:  # drop the motion that the filter did not pass
             self._commanded = self.path.q
         n = len(self._commanded)

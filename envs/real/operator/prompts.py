@@ -131,9 +131,9 @@ class TerminalOperator(Operator):
         return (self._ask(f"{question} [y/N] ") or "").lower() in ("y", "yes")
 
     def _one_of(self, question: str, answers: dict[str, Any]) -> Any:
-        """Return the meaning of the answer. Raises EnvError at the end of standard input."""
-        while (answer := self._ask(f"{question} ")) is not None:
-            if answer.lower() in answers:
+        """Return the meaning of the answer; Ctrl-D is none. Raises EnvError at the end of standard input."""
+        while (answer := self._ask(f"{question} ")) is not None or sys.stdin.isatty():
+            if answer and answer.lower() in answers:
                 return answers[answer.lower()]
         raise EnvError(f"operator: expected an answer to '{question}', got the end of standard input")
 

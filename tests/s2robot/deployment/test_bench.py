@@ -135,7 +135,7 @@ def test_operator_prompts_and_answers_at_the_terminal(terminal, box, tmp_path):
     for words, keys in (
         (CONTINUE, "\n"), ("moving to the start", "y"),  # an episode that has not started cannot be judged
         (JUDGE, "maybe\n"), (JUDGE, "\x04"), (JUDGE, "n\n"),
-        (CONTINUE, "\n"), ("step 1 of 8", "y"),  # ends the episode and judges it
+        (CONTINUE, "\n"), ("step 1 of 8", "Y"),  # ends the episode and judges it
         (CONTINUE, "\n"), ("step 1 of 8", " "),
     ):  # fmt: skip
         deploy.answer(words, keys)

@@ -86,6 +86,7 @@ def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):
         (["robot.ip=x", "robot.driver=null"], "robot.driver: expected module:Class, got 'None'"),
         (["robot.ip=x", "robot.driver=json:JSONDecoder"], "robot.driver: expected a subclass of ArmDriver, got 'json:JSONDecoder'"),
         (["robot.ip=x", "bridge.limits.dq_max=[1,1,1,1,1,1,1]"], "bridge.limits.dq_max: expected 6 values, one per joint"),
+        (["robot.ip=x", "bridge.limits.dq_max=0"], "bridge.limits.dq_max: expected > 0, got 0"),
         (["robot.home=[0,0,0]"], "robot.home: expected 6 values"), (["robot.home=null"], "robot.home: expected 6 values"), ([], "robot.ip: expected the arm's address"),
         (["bridge=simulated", "robot.model=null"], "robot.model: expected a file with bridge=simulated, got null"),
         (["bridge=simulated", "robot.gripper=null"], "policy: actions: expected the arm's joints (6 delta), got joints (6 delta), gripper"),

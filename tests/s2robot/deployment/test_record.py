@@ -151,17 +151,24 @@ def test_demo_is_teleoperated_with_keys(config, emulator, monkeypatch):
         wait_for(lambda: on_key("r") or (height() > start + 0.012 and len(recording.recorder) >= end))
         on_key("\r")
 
+    def stay(on_key):
+        further(recording, 5)
+        on_key("\r")
+
     def height():
         return ToolIK().pose(np.array(emulator("status")["joints"]))[0][2]
 
-    recording = ArmRecording(config("teleop"), None, person(lift))
+    recording = ArmRecording(config("teleop", "episodes=2"), None, person(lift, stay))
     store = recording.run()
-    assert len(store) == 1 and store.attrs["source"] == "teleop, emulator" and 6 <= store.num_steps <= 60
+    lifted, stayed = (store.episode(i) for i in range(len(store)))
+    assert store.attrs["source"] == "teleop, emulator" and 6 <= len(lifted["time"]) <= 60
     expected = {"action", "action_raw", "action_sent", "proprio", "images_hand", "images_left", "verdict"}
     assert expected <= set(store.keys) and not store["code"].any() and store["verdict"].max() <= 1
-    first, last = (ToolIK().pose(store["proprio"][i, :7].astype(float))[0] for i in (0, -1))
+    first, last = (ToolIK().pose(lifted["proprio"][i, :7].astype(float))[0] for i in (0, -1))
     assert last[2] - first[2] > 0.01 and np.abs(last - first)[:2].max() < 0.01
-    assert store["action"][0, 7] == 0 and store["action"][-1, 7] == 1
+    assert lifted["action"][0, 7] == 0 and lifted["action"][-1, 7] == 1
+    places = [ToolIK().pose(q.astype(float))[0] for q in stayed["proprio"][:, :7]]
+    assert np.ptp(places, 0).max() < 0.002  # it once went on to where the first episode had led, 4 cm
 
 
 def test_hung_recording_is_stopped_while_the_arm_is_led_by_hand(emulator, calm, tmp_path):

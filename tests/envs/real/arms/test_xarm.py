@@ -1,5 +1,6 @@
 """The driver with the vendor's SDK against the emulated control box, over loopback."""
 
+import importlib
 import os
 import socket
 import subprocess
@@ -243,6 +244,14 @@ def test_arm_error_is_reported_and_never_cleared(arm, emulator):
     assert arm.read().error == 31
     with pytest.raises(EnvError, match="get_err_warn_code: expected code 0, got -1"):
         arm.arm()
+
+
+def test_short_answer_is_an_error_of_the_arm(arm, monkeypatch):
+    """The SDK raises ValueError when it unpacks seven numbers, the angles alone, instead of 21."""
+    unpack = importlib.import_module("xarm.core.utils.bytes_data").BytesData.to_fp32_list
+    monkeypatch.setattr(arm._sdk._arm.arm_cmd, "get_joint_states", lambda **_: unpack([0] * 28, 21))
+    with pytest.raises(EnvError, match=r"joints \(firmware 1.9.0 or later\): "):
+        arm.read()
 
 
 def test_hung_box_delays_calls_by_the_timeout_only(arm, emulator):

@@ -246,8 +246,7 @@ def test_limits_hold_from_rest_after_a_gap(seed, moods):
 )
 def test_invalid_input_stops_until_reset(change):
     safety = moving()
-    arguments = {"target": safety.q_last, "gripper": 0.5, "measured": safety.q_last, **change}
-    safe = send(safety, **arguments)
+    safe = send(safety, **{"target": safety.q_last, "gripper": 0.5, "measured": safety.q_last, **change})
     assert safe.verdict == Verdict.STOP and safe.gripper is None and len(safe.reasons) == 1
     for _ in range(20):
         later = send(safety, safety.q_last)
@@ -360,6 +359,19 @@ def test_policy_sliding_along_the_table_is_not_stopped(limits):
 def test_nothing_moves_before_a_reset():
     safe = SafetyFilter(XARM7_LIMITS, POINTS)(HOME, 0.5, HOME, 0.0)
     assert safe.verdict == Verdict.STOP and safe.reasons == ("not started",)
+
+
+def test_an_arm_that_rests_at_a_wall_can_start_again():
+    """Real joints rest a little off, perhaps beyond the wall: then the filter starts at its last output."""
+    safety = started(clamps_max=10_000)
+    for _ in range(500):
+        safe = send(safety, safety.q_last + 0.01 * np.eye(7)[0])
+    assert any("box" in reason for reason in safe.reasons)
+    for off in (1e-4, -1e-4):
+        safety.reset(safe.q + off)
+        np.testing.assert_array_equal(safety.q_last, safe.q)
+    with pytest.raises(EnvError, match="outside its limits"):
+        safety.reset(safe.q + 0.01 * np.eye(7)[0])
 
 
 @pytest.mark.parametrize(
