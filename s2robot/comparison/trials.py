@@ -95,8 +95,7 @@ class _Recorded(Stored):
 
 
 class _EvalInfo(Stored):
-    """LeRobot's eval_info.json, for one environment or (since 0.4) for several tasks, without seeds. `arms`: a comparison in
-    docs/results."""
+    """LeRobot's eval_info.json, of one environment or (since 0.4) several tasks. `arms`: a comparison in docs/results."""
 
     arms: tuple[_Recorded, ...] = ()
     per_episode: tuple[_Episode, ...] = ()
@@ -151,7 +150,8 @@ def read_arms(word: str) -> list[Arm]:
         raise UserError(f"trials: expected successes/trials such as 74/80, or a file, got {word}")
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_run}
     one_of(f"{path}: suffix", path.suffix, readers)
-    rows = readers[path.suffix](path)
+    if not (rows := readers[path.suffix](path)):
+        raise UserError(f"{path}: expected per_episode or per_task (JSON) or other trials, got none")
     own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
     arms = dict.fromkeys(row.arm for row in rows)
     return [_arm(path, arm or own, [row for row in rows if row.arm == arm]) for arm in arms]
@@ -180,16 +180,18 @@ def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:
 
 
 def _read_csv(path: Path) -> list[_Row]:
-    rows = list(csv.DictReader(read_text(path).removeprefix("\ufeff").splitlines()))  # Excel's mark
-    if not rows or "success" not in rows[0]:
-        got = ", ".join(rows[0]) if rows else "no rows"
+    text = read_text(path).lstrip("\ufeff\r\n")  # Excel's mark, and empty lines
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    rows.fieldnames = names = [name.strip().lower() for name in rows.fieldnames or ()]
+    if "success" not in names:
+        got = ", ".join(names) or "none"
         raise UserError(f"{path}: expected a header with a column 'success', got {got}")
     found = []
     for number, row in enumerate(rows, start=2):
         success = _TRUTH.get((row["success"] or "").strip().lower())
         if success is None:
-            where, got = f"{path} line {number}: success", repr(row["success"])
-            raise UserError(f"{where}: expected 0, 1, true or false, got {got}")
+            where = f"{path} line {number}: success"
+            raise UserError(f"{where}: expected 0, 1, true or false, got {row['success']!r}")
         if not row.get("axis") and row.get("disturbance") != "":  # only the main part of each kind of file
             position = row.get("position") or row.get("seed") or None
             arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
@@ -211,8 +213,6 @@ def _read_json(path: Path) -> list[_Row]:
     for arm in info.arms:
         for seed, digits in arm.outcomes.items():
             rows += [_Row(arm.name, seed, str(i), digit == "1") for i, digit in enumerate(digits)]
-    if not rows:
-        raise UserError(f"{path}: expected per_episode or per_task of LeRobot's eval_info.json, got neither")
     return rows
 
 
@@ -303,18 +303,20 @@ def barnard(k: int, m: int, j: int, n: int) -> float:
 
 def detectable(a: Arm, b: Arm, matched: bool, power: float) -> float | None:
     """Return the smallest gap above the worse arm that these trials detect with ``power`` at 5 %; None if there is none."""
-    x, y = a.outcomes.mean(0), b.outcomes.mean(0)
-    if (largest := 1 - min(x.mean(), y.mean())) <= 1e-6:
+    x, y = sorted((a.outcomes.mean(0), b.outcomes.mean(0)), key=lambda arm: (arm.mean(), len(arm)))
+    if (largest := 1 - x.mean()) <= 1e-6:
         return None
     design = _design(a.outcomes, b.outcomes, matched)
-    base = design.base
+    base, m, n = design.base, len(x), len(y)
 
     def missing_power(gap: float) -> float:
         if matched:
-            return power_at(gap, len(x), design, min(len(a.outcomes), len(b.outcomes))) - power
+            return power_at(gap, m, design, min(len(a.outcomes), len(b.outcomes))) - power
         q = min(base + gap, 1.0)
-        error = math.sqrt(base * (1 - base) / len(x) + q * (1 - q) / len(y))
-        return float(stats.norm.sf(stats.norm.isf(design.alpha / 2) - gap / max(error, 1e-9))) - power
+        pooled = (base * m + q * n) / (m + n)  # as in `barnard`
+        limit = stats.norm.isf(design.alpha / 2) * math.sqrt(pooled * (1 - pooled) * (1 / m + 1 / n))
+        error = math.sqrt(base * (1 - base) / m + q * (1 - q) / n)
+        return float(stats.norm.sf((limit - gap) / max(error, 1e-9))) - power
 
     if missing_power(largest) < 0:
         return None
@@ -325,12 +327,12 @@ def _design(a: np.ndarray, b: np.ndarray, matched: bool = True, power: float = 0
     """Return the power settings estimated from outcomes (seeds, positions); the gap is a placeholder."""
     x, y = a.mean(0), b.mean(0)
     noise = math.sqrt(x.mean() * (1 - x.mean()) * y.mean() * (1 - y.mean()))
-    rho = float(np.cov(x, y)[0, 1] / noise) if matched and noise else 0.0
+    rho = float(np.cov(x, y)[0, 1] / noise) if matched and noise and len(x) > 1 else 0.0
     seeded = [arm.astype(float) for arm in (a, b) if matched and len(arm) > 1]
     # variance of success between training seeds, minus the part due to positions
     spread = sum(float(arm.mean(1).var(ddof=1) - paired.noise(arm) / arm.shape[1]) for arm in seeded) / 2
     base, seed_sd = float(min(x.mean(), y.mean(), 1 - 1e-6)), min(math.sqrt(max(0.0, spread)), 0.49)
-    return Power(gap=1e-9, base=base, correlation=min(max(rho, 0.0), 0.95), seed_sd=seed_sd, power=power)
+    return Power(gap=1e-9, base=base, correlation=min(max(rho, -0.95), 0.95), seed_sd=seed_sd, power=power)
 
 
 def _arm_row(arm: Arm, seq_alpha: float | None) -> dict[str, Any]:
@@ -360,11 +362,10 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         yield f"{name}: {points[0]} points [{points[1]}, {points[2]}], {p_text(pair['p_holm'])}: {VERDICTS[verdict(pair)]}"
         power_text = ""
         if "detectable" in pair:
-            gap = pair["detectable"]
-            gaps = "no gap" if gap is None else f"a gap of {100 * gap:.1f} points or more"
+            gaps = f"a gap of {100 * gap:.1f} points or more" if (gap := pair["detectable"]) else "no gap"
             power_text = f"; {gaps} would be detected with {100 * power:g} % power"
         yield f"    {'paired, ' * pair['paired']}{pair['method']}; holds for {pair['scope']}{power_text}"
         if "plan" in pair:
             yield from plan_lines(pair["plan"])
     if len(pairs) > 1:
-        yield f"p is adjusted for {len(pairs)} pairs (Holm); intervals are not."
+        yield f"p is adjusted for {len(pairs)} pairs (Holm); intervals and detectable gaps are not."

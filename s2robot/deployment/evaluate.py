@@ -124,7 +124,8 @@ class ArmEvaluation:
         for e in range(episodes):
             exists = (self.out / (video := VIDEO.format(e))).exists()
             records.append({**self.journal.records[e], "video": video if exists else None})
-        write_records(records, self.journal.path)
+        later = [record for e, record in self.journal.records.items() if e >= episodes]
+        write_records([*records, *later], self.journal.path)
         summary = self._summary(records)
         write_json(self.out / "summary.json", summary)
         return summary

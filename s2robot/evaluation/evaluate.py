@@ -30,7 +30,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import DEFAULT, make, settings_of
-from s2robot.evaluation.records import summarise, write_records
+from s2robot.evaluation.records import read_records, summarise, write_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, Planner, Rollouts, run_episodes
 from s2robot.evaluation.video import film_episodes
 from s2robot.loading import image_size_of, load_networks
@@ -160,7 +160,7 @@ def _roll_out(
     if e.videos:
         names = film_episodes(config, found, e, out)
         found = replace(found, records=[{**r, "video": names.get(r["episode"])} for r in found.records])
-    write_records(found.records, journal)
+    write_records([*found.records, *read_records(journal)[e.episodes :]], journal)  # keep a longer run's
     return found
 
 

@@ -33,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
     """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `page.VIDEO_BYTES`.
     UserError if a file is missing or broken, or contradicts another; an earlier report is kept."""
     summary = read_summary(run_dir / "summary.json")
-    task, records = task_of(summary), read_records(run_dir / "episodes.jsonl", counts=summary)
+    task, records = task_of(summary), read_records(run_dir / "episodes.jsonl", summary["episodes"], summary)
     films, shown = page.videos(run_dir, _films(records, task))
     stages = read_json(file) if (file := run_dir / "stages.json").exists() else []
     bars = [(row["stage"], row["seconds"]) for row in stages]

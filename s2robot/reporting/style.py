@@ -30,7 +30,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 10,
     **{"axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
-    "legend.frameon": False,
+    **{"legend.frameon": False, "text.parse_math": False},  # labels are text, not formulas
     "svg.fonttype": "path",  # text as outlines, so the layout does not depend on installed fonts
     **dict.fromkeys(_INKED, INK),
 }

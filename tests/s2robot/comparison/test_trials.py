@@ -20,10 +20,9 @@ def test_barnards_test_keeps_its_error_rate_for_every_truth(m, n):
     """Enumerate all tables; it must also reject more of them than Fisher's test."""
     tables = [[trials.barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]
     rejects = np.array(tables) <= 0.05
-    rates = [
-        stats.binom.pmf(range(m + 1), m, truth) @ rejects @ stats.binom.pmf(range(n + 1), n, truth)
-        for truth in np.linspace(0, 1, 201)
-    ]
+    truths = np.linspace(0, 1, 201)[:, None]
+    x, y = (stats.binom.pmf(range(size + 1), size, truths) for size in (m, n))
+    rates = ((x @ rejects) * y).sum(1)
     fisher = [[stats.fisher_exact([[k, j], [m - k, n - j]])[1] for j in range(n + 1)] for k in range(m + 1)]
     assert 0.03 < max(rates) <= 0.05
     assert rejects.sum() > (np.array(fisher) <= 0.05).sum()
@@ -55,12 +54,17 @@ def test_equal_positions_are_paired_and_the_detectable_gap_is_detected():
     assert not unpaired["paired"]
     assert unpaired["high"] - unpaired["low"] > 1.5 * (result["high"] - result["low"])
     assert result["detectable"] < 0.7 * unpaired["detectable"]
-    half = np.arange(80)[None] < 40
-    gap = trials.detectable(Arm("a", half, None), Arm("b", half, None), False, 0.8)
-    x, y = np.random.default_rng(1).binomial(80, [0.5, 0.5 + gap], (5000, 2)).T
-    pooled = (x + y) / 160
-    detected = np.abs(x - y) / 80 / np.sqrt(pooled * (1 - pooled) / 40) > 1.96
+    many, few = (Arm(str(n), np.arange(n)[None] < n // 2, None) for n in (80, 20))
+    gap = trials.detectable(many, few, False, 0.8)
+    x, y = np.random.default_rng(1).binomial((20, 80), (0.5, 0.5 + gap), (5000, 2)).T
+    pooled = (x + y) / 100
+    detected = np.abs(x / 20 - y / 80) / np.sqrt(pooled * (1 - pooled) * (1 / 20 + 1 / 80)) > 1.96
     assert np.mean(detected) == pytest.approx(0.8, abs=0.03)
+    assert trials.detectable(few, many, False, 0.8) == gap
+    none = Arm("none", np.zeros((1, 1)), None)
+    assert trials.detectable(none, none, False, 0.8) is None  # 1 of 1 against 0 of 1 has p = 0.5
+    few = [Arm(name, np.array([[1], [0], [1]], bool), ("only",)) for name in "ab"]
+    assert trials.compare_arms(*few, settings)["detectable"] is None
 
 
 def test_stages_decide_in_place_of_success():
@@ -91,7 +95,7 @@ def test_every_file_format_can_be_read(tmp_path):
     (tmp_path / "many.json").write_text(json.dumps({"per_task": tasks, "overall": {"pc_success": 50.0}}))
     (many,) = read_arms(f"mine:{tmp_path / 'many.json'}")
     assert many.label == "mine" and many.positions is None and many.outcomes.sum() == 2
-    lines = ["arm,training_seed,axis,position,success"]
+    lines = ["", "Arm, training_seed, Axis, position, Success"]
     lines += [f"{arm},{seed},,{at},{int(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)]
     lines += ["x,0,lighting,1,0"]
     (tmp_path / "episodes.csv").write_text("\n".join(lines), encoding="utf-8-sig")  # as Excel saves it
@@ -123,6 +127,7 @@ def test_stress_tests_are_paired_by_position(tmp_path):
     ("name", "text", "words"),
     [
         ("a.csv", "arm,position\nx,1\n", "a.csv: expected a header with a column 'success', got arm, position"),
+        ("a.csv", "success\n", "a.csv: expected .* trials, got none"), ("a.jsonl", "", "expected .* trials, got none"),
         ("a.csv", "success\n1\nyes\n", "a.csv line 3: success: expected 0, 1, true or false, got 'yes'"),
         ("a.csv", "position,success\n1,1\n1,0\n", "a.csv: expected each position once"),
         ("a.csv", "training_seed,position,success\n0,1,1\n1,2,0\n", "a.csv: expected the same positions"),

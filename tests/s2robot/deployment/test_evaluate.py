@@ -23,7 +23,7 @@ from s2robot.deployment.session import Rig
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Stop, TerminalOperator
-from s2robot.evaluation.records import read_records
+from s2robot.evaluation.records import read_records, read_summary
 from tests.envs.real.virtual import Calls
 
 pytest.importorskip("xarm")
@@ -82,6 +82,9 @@ def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, e
     assert [r["seed"] for r in records(tmp_path)] == [SEED, SEED + 1, SEED + 2]
     assert (tmp_path / "actions/episode_0000.npy").stat().st_mtime_ns == before
     assert [r["video"] is not None for r in records(tmp_path)] == [True] * 3
+    # and a shorter one keeps the others
+    verbs.evaluate(config("evaluate.episodes=1"))
+    assert len(records(tmp_path)) == 3 and read_summary(tmp_path / "summary.json")["episodes"] == 1
     with pytest.raises(UserError, match="bridge.speed: expected 0.2 as when the run began, got 0.3"):
         verbs.evaluate(config("bridge.speed=0.3"))
 

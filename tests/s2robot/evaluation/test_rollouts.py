@@ -18,13 +18,8 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.robosuite_config import RobosuiteSettings
-from s2robot.evaluation.evaluate import (
-    EvaluateSettings,
-    camera_changes,
-    evaluate_policy,
-    world_changes,
-    world_for,
-)
+from s2robot.evaluation import evaluate
+from s2robot.evaluation.evaluate import camera_changes, evaluate_policy, world_changes, world_for
 from s2robot.evaluation.records import read_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, World, run_episodes
 from s2robot.evaluation.video import film, film_episodes
@@ -211,7 +206,7 @@ def test_demos_of_the_same_positions_succeed_and_can_be_rendered(recorded, tmp_p
 
     with pytest.raises(UserError, match="short.mp4: seed 500: expected .* stage held, got lift"):
         film(config, done.records[0], done.actions[0][:-1], tmp_path / "short.mp4")  # one step short
-    settings = EvaluateSettings(videos=1, video_size=24, workers=1)
+    settings = evaluate.EvaluateSettings(videos=1, video_size=24, workers=1)
     assert film_episodes(config, done, settings, tmp_path) == {0: "videos/episode_0000.mp4"}
     assert (tmp_path / "videos/episode_0000.mp4").stat().st_size > 1000
 
@@ -303,7 +298,13 @@ def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, i
     assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
     assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
+    lines = (out / "episodes.jsonl").read_text()
+    (out / "episodes.jsonl").write_text(
+        lines + lines.replace('"episode": 0', '"episode": 1')
+    )  # a longer run's
+    shutil.copy(out / "actions/episode_0000.npy", out / "actions/episode_0001.npy")
     again = evaluate_policy(cfg, folder, out)  # resumes, with everything done
+    assert len(read_records(out / "episodes.jsonl")) == 2 and again["episodes"] == 1
     assert again["timing"]["simulate_s"] == 0 and again["successes"] == summary["successes"]
     record["spec"]["execute"] = 1  # the same weights with another execution horizon
     (folder / "policy.json").write_text(json.dumps(record))

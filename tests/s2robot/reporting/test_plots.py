@@ -47,7 +47,8 @@ def test_layouts_show_each_record_once(count):
 
 
 def test_each_row_has_an_interval():
-    rows = [Row("A", 50.0, 40.0, 60.0, parts=[45.0, 55.0]), Row("B", -3.0, -9.0, 2.0, filled=False)]
+    rows = [Row("A", 50.0, 40.0, 60.0, parts=[45.0, 55.0]), Row("x_$ $B", -3.0, -9.0, 2.0, filled=False)]
     axes = intervals(rows, "points", 0.0).axes[0]
+    figure_svg(axes.figure, "not a formula")
     assert [text.get_text() for text in axes.texts] == ["+50.0", "\N{MINUS SIGN}3.0"]
     assert axes.lines[0].get_xdata().tolist() == [40, 60] and axes.lines[2].get_xdata().tolist() == [45, 55]
