@@ -179,8 +179,8 @@ class PolicyServer:
         code, reason = _GOING, "the server was stopped"
         with ExitStack() as stack:
             try:
-                flags = socket.AI_PASSIVE
-                addresses = socket.getaddrinfo(s.host or None, s.port, type=socket.SOCK_STREAM, flags=flags)
+                host = "127.0.0.1" if s.host == "localhost" else s.host or None  # ::1 requires IPv6
+                addresses = socket.getaddrinfo(host, s.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
                 for family, _, _, _, address in dict.fromkeys(addresses):
                     self._gates.append(stack.enter_context(Gate(family, tls)))
                     self._gates[-1].bind(address)
@@ -241,8 +241,9 @@ class PolicyServer:
             return ws.close(_TRY_LATER, text)
         calls, skipped = self.session.calls, self.skipped
         code, reason = _GOING, "disconnected"
-        print(f"{name}: connected", flush=True)
         try:
+            with suppress(OSError):  # the terminal may be closed
+                print(f"{name}: connected", flush=True)
             self.session.begin()
             code, reason = self._converse(ws)
         except ConnectionClosed:
@@ -252,7 +253,8 @@ class PolicyServer:
             self._plan_until = self._send_until = math.inf
             self.client = None
             counts = f"{self.session.calls - calls} plans, {self.skipped - skipped} requests skipped"
-            print(f"{name}: {reason}; {counts}", flush=True)
+            with suppress(OSError):
+                print(f"{name}: {reason}; {counts}", flush=True)
             ws.close(code, reason)
 
     def _converse(self, ws: ServerConnection) -> tuple[int, str]:

@@ -99,8 +99,7 @@ def observation_of(
 
     Raises WireError if a camera or the state is missing or has another type.
     """
-    nested = message.get("images")
-    nested = nested if isinstance(nested, dict) else {}
+    nested = sent if isinstance(sent := message.get("images"), dict) else {}
     flat = {**message, **nested}
     images = {}
     for camera in cameras:
@@ -117,8 +116,7 @@ def observation_of(
         images[camera] = _image(*arrays[0])
     for key in STATES:
         if key in message:
-            prompt = message.get("prompt")
-            task = {"task": prompt} if isinstance(prompt, str) else {}
+            task = {"task": prompt} if isinstance(prompt := message.get("prompt"), str) else {}
             return {"images": images, "proprio": _state(key, message[key]), **task}
     raise WireError(f"state: expected one of the keys {', '.join(STATES)}, got {_keys(message)}")
 

@@ -1,6 +1,7 @@
 """A policy behind a real websocket: the same actions as locally, and a typed error by the deadline after any fault."""
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -527,6 +528,34 @@ def test_missing_silent_and_foreign_servers_give_typed_errors():
     for url in ("http://x:1", "ws://user:pass@x:1", "nonsense"):
         with pytest.raises(UserError, match="^policy url: expected ws://<host>:<port>"):
             RemotePolicy(url, TOKEN)
+
+
+def test_a_peer_that_closes_at_once_is_a_lost_policy():
+    """As the near end of a tunnel: the end of the connection may arrive before the request is sent."""
+
+    def close():
+        with contextlib.suppress(OSError):
+            while True:
+                port.accept()[0].close()
+
+    with listener() as port:
+        threading.Thread(target=close, daemon=True).start()
+        for _ in range(40):
+            with pytest.raises(PolicyLost):
+                connect(url_of(port))
+
+
+def test_a_server_without_terminal_serves_one_client_after_another(checkpoint, monkeypatch):
+    def closed(*_, **__):
+        raise OSError(errno.EIO, "closed terminal")
+
+    monkeypatch.setattr("s2robot.serving.server.print", closed, raising=False)
+    with serving(checkpoint, host="localhost") as (server, url, _):
+        assert len(server._gates) == 1  # not ::1, too, which requires IPv6
+        for _ in range(2):
+            with connect(url) as policy:
+                policy.plan(observations(1)[0])
+            wait_for(lambda: server.client is None)
 
 
 def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
