@@ -76,8 +76,7 @@ def _direction(rng: _Random) -> np.ndarray:
 
 def _random_colour(rng: _Random) -> np.ndarray:
     """Return a bright colour, (3,) in 0 to 1."""
-    colour = _direction(rng) ** 2
-    return colour / colour.max()
+    return (colour := _direction(rng) ** 2) / colour.max()
 
 
 def _light(world: "MujocoTask", factor: float, rng: _Random) -> None:
@@ -114,7 +113,7 @@ def _field_of_view(world: "MujocoTask", factor: float, rng: _Random) -> None:
 
 
 def _tint(world: "MujocoTask", amount: float, rng: _Random) -> None:
-    """Multiply the colours of all fixed geoms by that of a tinted light; textures stay."""
+    """Multiply the colours of all fixed geoms, and of what shares their materials, by a tinted light's; textures stay."""
     gain, model, geoms = 1 - amount * (1 - _random_colour(rng)), world.model, _fixed(world)
     model.mat_rgba[sorted({int(model.geom_matid[g]) for g in geoms} - {-1}), :3] *= gain
     own = [g for g in geoms if model.geom_matid[g] < 0 or (model.geom_rgba[g] != _DEFAULT_RGBA).any()]
@@ -221,8 +220,7 @@ class Disturbed:
             np.copyto(getattr(holder, name), value)
         if self.axis in MODELS:
             MODELS[self.axis](self.world, self.value, rng)  # type: ignore[arg-type]  # as `available` checks
-        self._queue: list[np.ndarray] = []
-        self._last: dict[str, Frame] = {}
+        self._queue, self._last = list[np.ndarray](), dict[str, Frame]()
         self._gain, self._dead = rng.uniform(-1, 1, 3), int(rng.integers(1 << 30))
         observation, info = self.world.reset(seed=seed, options=options)
         return self._disturbed(observation), info
@@ -232,6 +230,8 @@ class Disturbed:
 
     def step_physics(self, action: np.ndarray) -> None:
         """Step like a task; with a delay, execute the action from ``value`` steps ago."""
+        if self.axis == "dropped_frames":  # a camera runs at every step, whether or not a policy looks
+            self.observe()
         if self.axis == "delay":
             self._queue.append(np.asarray(action, float))
             if len(self._queue) > self.value:

@@ -94,10 +94,14 @@ def test_delayed_actions_run_in_order_after_a_standstill(world):
 def test_dropped_frames_repeat_the_previous_frame(world):
     still, _ = seen(world)
     world.axis, world.value = "dropped_frames", 1.0
-    first = world.reset(seed=3)[0]["images"]
-    world.step_physics(np.array([0.2, 0, 0, 0, 0, 0, 0, 0.0]))
+    first, turn = world.reset(seed=3)[0]["images"], 0.2 * np.eye(8)[0]
+    world.step_physics(turn)
     assert all((world.observe()["images"][name] == image).all() for name, image in first.items())
     assert (np.array(list(first.values())) == still[0]).all()
+    looks = lambda k: (world.step_physics(turn), world.observe()["images"] if k else None)[1]  # noqa: E731
+    world.value = 0.5
+    often, rarely = ([world.reset(seed=3), *map(looks, ks)][4::4] for ks in ([1] * 8, [0, 0, 0, 1] * 2))
+    np.testing.assert_equal(rarely, often)  # a policy that acts for four steps sees the same frames
     images, _ = seen(world, "dead_camera", 1.0)
     assert sorted(images[:, i].max() > 0 for i in range(2)) == [False, True]
 
