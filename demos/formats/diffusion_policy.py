@@ -166,7 +166,7 @@ class ReplayBuffer(Source):
         path, arrays, choice = self.path, self._arrays, self.choice
         images = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[3] == 3]
         flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
-        videos = camera_files(path / "videos/0")
+        videos = camera_files(path / "videos")
         names = {k: k.removesuffix("_image") for k in images} | videos
         # UMI also stores the poses at the start and the end of each demo
         robot = [k for k in flat if k.startswith("robot") and "_demo_" not in k]
@@ -179,7 +179,7 @@ class ReplayBuffer(Source):
         for key, name in cameras.items():
             if key in videos:
                 require("av", extra="data")
-                with open_video(path / "videos/0" / key) as (_, stream):
+                with open_video(next(path.glob(f"videos/*/{key}"))) as (_, stream):
                     sizes[name] = stream.codec_context.height, stream.codec_context.width
             else:
                 sizes[name] = arrays[key].shape[1], arrays[key].shape[2]
@@ -239,15 +239,15 @@ class ReplayBuffer(Source):
         array = super().joined(key, columns)
         if not key.startswith("images_") or array.dtype == np.uint8:
             return array
-        if array.dtype.kind == "f" and 0 < array.max() <= 1:  # float images are valid if they hold 0 to 255
+        if 0 < (most := float(array.max())) <= 1 or most > 510:  # resizing may overshoot 255
             where = f"{self.path}: data/{self.keys[key][0]}"
-            raise mismatch(where, "images of 0 to 255", f"0 to {array.max():g}")
+            raise mismatch(where, "images of 0 to 255", f"{float(array.min()):g} to {most:g}")
         return np.rint(array).clip(0, 255).astype(np.uint8)
 
 
 def camera_files(folder: Path) -> dict[str, str]:
-    """Return the cameras in an episode's folder, file name -> camera name; `0.mp4` is `camera_0`."""
-    stems = sorted((p.stem for p in folder.glob("*.mp4")), key=lambda s: (len(s), s))
+    """Return the cameras in the folders of all episodes, file name -> camera name; `0.mp4` is `camera_0`."""
+    stems = sorted({p.stem for p in folder.glob("*/*.mp4")}, key=lambda s: (len(s), s))
     return {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
 
 

@@ -174,6 +174,7 @@ class LeRobot(Source):
         action, state = _usual(flat, ACTIONS, "action."), _usual(flat, STATES, "observation.")
         self._cameras = self.choose(cameras, action=(flat, action), proprio=(flat, state))
         used = {key for keys in self.keys.values() for key in keys}
+        used |= {*("expert", "imitate") * bool(self.choice.action)}  # labels of all columns, in their order
         parts = [self._parts(array) for array in ("action", "proprio")]
         sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
         images = {f"images_{name}" for name in sizes}
@@ -189,10 +190,10 @@ class LeRobot(Source):
     def _parts(self, array: str) -> list[dict[str, Any]]:
         keys, features = self.keys[array], self._info.features
         kind = self.choice.action_kind if array == "action" else "absolute"
-        sizes = {key: math.prod(features[key].shape) for key in keys}
+        sizes = [(key, math.prod(features[key].shape)) for key in keys]
         return [
             part_of(array if len(keys) == 1 else key, size, kind, flat_names(features[key].names, size))
-            for key, size in sizes.items()
+            for key, size in sizes
         ]
 
     def _read_episodes(self) -> list[Episode]:
@@ -204,7 +205,7 @@ class LeRobot(Source):
             tables = (read_table(f, lambda name: not name.startswith("stats/"), OBJECT_BYTES) for f in files)
             records: list[dict[str, Any]] = [row for each in tables for row in each.to_pylist()]
         else:
-            records = [json_object(table, line) for line in read_text(table).splitlines() if line.strip()]
+            records = [json_object(table, line) for line in read_text(table).split("\n") if line.strip()]
         rows = [(read(Row, row, f"{table}: "), row) for row in records]
         videos = [key for key in self._cameras if info.features[key].dtype == "video"]
         episodes = []

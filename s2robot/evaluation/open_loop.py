@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from s2robot.demos.errors import mismatch
 from s2robot.demos.mix import task_of_steps
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
@@ -135,6 +136,8 @@ def measure(
             for name, error in found.items():
                 total = (error * real).sum(0) / real.sum(0)  # NaN if no window is that long
                 totals[method].setdefault(name, []).append(total.numpy())
+    if not counts:
+        raise mismatch(store.path, "an episode with a step to imitate after its first", "none")
     errors = {method: {name: np.stack(x) for name, x in found.items()} for method, found in totals.items()}
     return Measured(measured, spec.execute, errors, np.stack(counts))
 

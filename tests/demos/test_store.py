@@ -379,8 +379,7 @@ VERSION = "zarr.json: schema_version: expected 1, got"
 )  # fmt: skip
 def test_damaged_datasets(tmp_path, file, change, message):
     path = filled(tmp_path / "a.zarr", 3)
-    content = (path / file).read_bytes()
-    (path / file).write_bytes(change(content)) if change else (path / file).unlink()
+    (path / file).write_bytes(change((path / file).read_bytes())) if change else (path / file).unlink()
     before = {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
     for mode in "ra":
         assert message in error(EpisodeStore.open, path, mode)

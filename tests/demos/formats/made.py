@@ -20,7 +20,7 @@ from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
-TASKS = ("put the cup down", "lift the cup")
+TASKS = ("put the cup down", "lift\u2028the cup")
 NAMES = ("out", "out.hdf5", "out.zarr")  # datasets of LeRobot, robomimic, diffusion_policy
 
 
@@ -49,8 +49,7 @@ def refused(path: Path, *words: str, choice: Choice | None = None) -> str:
 
 
 def psnr(actual: np.ndarray, expected: np.ndarray) -> float:
-    error = np.square(actual.astype(float) - expected.astype(float)).mean()
-    return 10 * np.log10(255**2 / max(error, 1e-9))
+    return 10 * np.log10(255**2 / max(np.square(actual.astype(float) - expected.astype(float)).mean(), 1e-9))
 
 
 def numbers(i: int) -> dict[str, np.ndarray]:
@@ -118,9 +117,13 @@ def lerobot_v21(path: Path) -> Path:
     name, chunk = "episode_{episode_index:06d}", "chunk-{episode_chunk:03d}"
     describe(path, "v2.1", f"{chunk}/{name}", f"{chunk}/{{video_key}}/{name}")
     rows = [{"episode_index": i, "tasks": [TASKS[i]], "length": n} for i, n in enumerate(LENGTHS)]
-    (path / "meta/episodes.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (path / "meta/episodes.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
+    )
     tasks = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
-    (path / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)) + "\n")
+    (path / "meta/tasks.jsonl").write_text(
+        "\n".join(json.dumps(task, ensure_ascii=False) for task in tasks) + "\n"
+    )
     for i in range(2):
         pq.write_table(table(i, i * LENGTHS[0]), path / f"data/chunk-000/episode_{i:06d}.parquet")
         video(path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4", frames(i))

@@ -63,6 +63,8 @@ def test_broken_buffer_is_one_error_line(folder):
     data = data_of(folder)
     data["img"][:] = DATA["img"] / 255  # would become black
     refused(folder, "in.zarr: data/img: expected images of 0 to 255")
+    data.create_array("img", data=DATA["img"].astype("u2") * 257, overwrite=True)  # 16 bits
+    refused(folder, "in.zarr: data/img: expected images of 0 to 255", "to 65")
     data["timestamp"][:] = 3
     refused(folder, "in.zarr: data/timestamp: expected increasing time stamps in s", "got a step of 0 s")
     data.create_array("one", shape=(), dtype="f4")
@@ -128,6 +130,8 @@ def test_videos_of_a_robot_become_cameras(robot):
     refused(robot, "videos/1/0.mp4: cannot be read")
     video.unlink()
     refused(robot, "videos/1/0.mp4: expected a video")
+    (robot / "videos/0/10.mp4").unlink()  # the camera is still known by the other episode
+    refused(robot, "videos/0/10.mp4: expected a video", choice=Choice(cameras=("camera_10",)))
 
 
 def test_store_exported_as_a_buffer(tmp_path):

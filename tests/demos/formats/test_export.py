@@ -8,6 +8,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.core.files import shipped_demos
 from s2robot.demos.formats.export import ModifiedStore, format_for
+from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import episode_keys
 from s2robot.demos.replay import world_of_demos
 from s2robot.demos.store import EpisodeStore
@@ -53,6 +54,9 @@ def test_absolute_targets_round_trip_and_identify_the_episode(tmp_path, name):
             data = {"action": deltas, "action_sent": deltas, "proprio": rng.normal(size=(n, 8)).astype("f4")}
             data |= {"expert": np.stack([deltas] * 3, 1), "imitate": np.ones(n, "u1")}
             store.append({**data, "images_hand": np.zeros((n, 8, 8, 3), "u1")}, {"seed": n})
+    if name == "out":  # LeRobot; labels of other columns are no labels of the chosen ones
+        choice = Choice(action=("action[1:8,0]",), action_kind="delta")
+        assert "expert" not in converted(written(store, tmp_path / "all"), choice, "cut.zarr").keys
     back = converted(written(store, tmp_path / name, **ABSOLUTE))
     assert [part["kind"] for part in back.attrs["action_parts"]] == ["absolute", "binary"]
     assert back.attrs["action_frame"] == "parts" and {*back.keys} == {"action", "proprio", "images_hand"}

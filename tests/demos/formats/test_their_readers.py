@@ -135,8 +135,7 @@ for name, path in paths.items():
     for key, stats in data.meta.stats.items():
         for statistic, value in stats.items():
             read[f"{name}/stats/{key}/{statistic}"] = value
-    batch = next(iter(torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)))
-    assert len(batch["action"]) == 4
+    assert len(next(iter(torch.utils.data.DataLoader(data, batch_size=4, shuffle=True)))["action"]) == 4
 keep(**read)
 """
 

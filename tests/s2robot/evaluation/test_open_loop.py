@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.open_loop import interval, mean_action, measure, predict, summarise
 from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
@@ -61,6 +62,10 @@ def test_plans_equal_to_the_recorded_actions_have_no_error(tiny, slots):
     for name in measured.errors["policy"]:
         assert np.all(measured.values("policy", name) == float(name.endswith("_accuracy"))), name
     assert summarise(policy, measured)["better"]
+    with EpisodeStore.create(tiny.path.with_name("short.zarr"), tiny.attrs) as short:
+        short.append({key: array[:1] for key, array in tiny.episode(0).items()}, {"seed": 0})
+    with pytest.raises(UserError, match="expected an episode with a step to imitate after its first"):
+        measure(policy, short, {0: plans[0][:1]}, np.zeros(5, np.float32))
 
 
 def test_both_baselines_match_a_calculation_by_hand(tiny):
