@@ -133,10 +133,11 @@ def load_checkpoint(
     state = _tensors_of(source / TENSORS, record.tensors_sha256)
     spec = PolicySpec.from_dict(record.spec, f"{source / RECORD}: spec")
     _check(record.contract, spec, f"{source / RECORD}: contract")
-    policy = ChunkPolicy(spec)
-    expected, found = ({name: tuple(x.shape) for name, x in s.items()} for s in (policy.state_dict(), state))
+    with torch.device("meta"):  # allocates nothing: the file sets the sizes
+        sizes = ChunkPolicy(spec).state_dict()
+    expected, found = ({name: tuple(x.shape) for name, x in s.items()} for s in (sizes, state))
     check_same(f"{source / TENSORS}: shape of a tensor", expected, found)
-    policy.load_state_dict(state, strict=True)
+    (policy := ChunkPolicy(spec)).load_state_dict(state, strict=True)
     return policy.to(device).eval(), record.contract
 
 

@@ -8,7 +8,7 @@
 
 Every verb is a Hydra app over `configs/<verb>.yaml`. A verb's implementation is imported only when it runs, so
 listing, help and `--cfg` respond at once. Exit codes: 0 done, 2 invalid user input (explained in one line),
-130 interrupted, 3 and 4 verdicts of `stats`, `trial` and `reproduce`, 1 any other error, including arm faults.
+130 interrupted, 141 nobody reads the output, 3 and 4 verdicts (`stats`, `trial`, `reproduce`), 1 other errors and arm faults.
 """
 
 import importlib
@@ -84,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb in ("-h", "--help", "help", "--version"):
             print(f"s2robot {__version__}" if verb == "--version" else _usage())
         elif verb not in VERBS:
-            hint = did_you_mean(verb, VERBS)
-            return _fail("s2robot", f"unknown verb '{verb}'{hint}; `s2robot` lists them")
+            return _fail("s2robot", f"unknown verb '{verb}'{did_you_mean(verb, VERBS)}; `s2robot` lists them")
         elif {"-h", "--help"} & {*args}:
             print(_help(verb, args))
         else:
@@ -97,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader has ended, as in `s2robot inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         message = typed.one_line(verb, overrides, error)
         if message is None:

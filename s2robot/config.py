@@ -179,8 +179,7 @@ def chosen_world(cfg: DictConfig) -> Any:
 def open_demos(cfg: DictConfig) -> EpisodeStore:
     """Open the dataset of a config; unless it is imported, it must match robot, rate and action frame."""
     task = task_settings(cfg)
-    demos = read(DemosSettings, cfg.demos, "demos")
-    store = demos.open_one(task)
+    store = read(DemosSettings, cfg.demos, "demos").open_one(task)
     if "source" not in store.attrs:
         store.check(robot=task.robot, action_frame=task.action_frame, rate_hz=task.rate_hz)
     return store

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.files import replacing
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
@@ -32,13 +32,9 @@ _CPU, _HALF, _GPU = 2e-3, 2e-2, 5e-2  # _HALF: tokens of a 16-bit encoder on the
 
 
 def write_trace(
-    folder: Path,
-    policy: ChunkPolicy,
-    encoder: S2Encoder,
-    contract: Mapping[str, Any],
-    image_size: Any,
+    folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract: Mapping[str, Any], image_size: Any,
     states: np.ndarray,
-) -> None:
+) -> None:  # fmt: skip
     """Write `golden.safetensors` into a checkpoint; ``image_size``: see `loading.image_size_of`, ``states``: (B, P)."""
     rng = np.random.default_rng(0)
     trace = {"proprio": np.asarray(states, np.float32)}
@@ -57,25 +53,31 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
     path = folder / FILE
     if not path.is_file():  # written by an earlier version, or training was killed at its end
         return
+    device = next(policy.parameters()).device
     try:
         trace = load(path.read_bytes())
-        inputs = trace["tokens"], trace["proprio"], trace["actions"]
+        tokens, found = trace["tokens"], _tokens(encoder, contract, trace)
+        check_same(path, found.shape, tokens.shape, " tokens")  # before the policy allocates for each row
+        actions = _actions(policy, tokens, trace["proprio"]), trace["actions"]
+        # in the network's units all parts of an action count alike, and a rotation has one form
+        scaled = (
+            policy.normaliser.action(policy.spec.action.inner(torch.as_tensor(x).to(device))) for x in actions
+        )
         stages = {
-            "the encoder": (_tokens(encoder, contract, trace), inputs[0]),
-            "the policy, from the same tokens": (_actions(policy, *inputs[:2]), inputs[2]),
+            "the encoder": (found, tokens),
+            "the policy, from the same tokens": tuple(x.cpu().numpy() for x in scaled),
         }
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         got = str(error).splitlines()[0]
         raise UserError(f"{path}: expected a readable trace of this checkpoint, got: {got}") from None
-    device = next(policy.parameters()).device.type
     of_encoder = _CPU if encoder.dtype == "float32" else _HALF
     for (stage, (found, expected)), on_cpu in zip(stages.items(), (of_encoder, _CPU), strict=True):
-        deviation, tolerance = _relative_error(found, expected), on_cpu if device == "cpu" else _GPU
+        deviation, tolerance = _relative_error(found, expected), on_cpu if device.type == "cpu" else _GPU
         if not deviation <= tolerance:
             trained_with = (contract.get("versions") or {}).get("torch", "?")
             raise UserError(
                 f"{path}: {stage}: expected the output after training within {tolerance:g}, got a difference of "
-                f"{deviation:.2g} (torch {torch.__version__} on {device} here, {trained_with} in training)"
+                f"{deviation:.2g} (torch {torch.__version__} on {device.type} here, {trained_with} in training)"
             )
 
 

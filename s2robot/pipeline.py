@@ -186,8 +186,7 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
     elif isinstance(encoder, TrainedEncoder):
         encoder.check_frames(frame_sizes(store, encoder, task.cameras))
         encoder = Pixels(encoder)
-    chosen = np.concatenate(task.split(store))
-    return encode_demos(store, encoder, task.cameras, task.features, chosen)
+    return encode_demos(store, encoder, task.cameras, task.features, np.concatenate(task.split(store)))
 
 
 def spec_of(task: Task, store: EpisodeStore, encoder: S2Encoder, vectors: torch.Tensor | None) -> PolicySpec:

@@ -30,7 +30,7 @@ from s2robot.config import only_simulated
 from s2robot.core.files import claim, read_json, write_csv, write_json
 from s2robot.core.provenance import command, versions
 from s2robot.core.run_folder import locked
-from s2robot.core.settings import read_some
+from s2robot.core.settings import plain, read_some
 from s2robot.core.workers import worker_pool
 from s2robot.demos.replay import episode_frames
 from s2robot.evaluation.records import read_actions
@@ -44,8 +44,7 @@ _ROUNDS, _STEPS = 3, 12  # cost measurement: passes (after a warm-up pass) over 
 def compare(cfg: DictConfig, typed: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the unfinished stages, write the figures and return the contents of compare.json. ``typed``: the overrides shared by
     all arms; defaults to the command line's."""
-    if typed is None:
-        typed = list(HydraConfig.get().overrides.task)
+    typed = list(HydraConfig.get().overrides.task) if typed is None else typed
     only_simulated(cfg)
     settings = read_some(Compare, cfg, "")
     plan = make_plan(settings, typed)
@@ -64,7 +63,9 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     if experiment.stopping.enabled or len(plan.pairs) > 1:
         print("note: that holds for a single pair without early stopping; otherwise, the test detects less")
     for arm in plan.arms:  # the files at a path may change between two runs
-        inputs = {"encoder": plan.facts[arm.name].encoder, "demos": plan.demos}
+        words = [*plan.common, *arm.overrides]  # the same ones may give other settings, in your own files
+        trained = {key: plain(planning.settings_of("train", words)[key]) for key in ("policy", "train")}
+        inputs = {"encoder": plan.facts[arm.name].encoder, "demos": plan.demos, **trained}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
     chosen = experiment.along if settings.axes is None else settings.axes
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}

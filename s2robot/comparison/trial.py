@@ -54,8 +54,7 @@ def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Pa
     if resumes := order.exists():
         claim(known, about, _REMEDY)
         key = read(dict[str, str], read_json(order), f"{order}: ").get("key", "")
-    swapped = _coin(key, "folders")
-    folders = [out / str(1 + (i ^ swapped)) for i in range(2)]
+    folders = [out / str(1 + (i ^ _coin(key, "folders"))) for i in range(2)]
     policies, done = connect(folders), 0
     if not resumes:  # a failed connection leaves no trial behind
         claim(known, about, _REMEDY)

@@ -112,8 +112,7 @@ def record_corrections(
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
     """Check that policy, demos and world fit together; return the episodes' common settings."""
     checkpoint = read(str, settings.checkpoint, "checkpoint")
-    task = {"env_version": demos.attrs["env_version"]}
-    check_same(demos.path, {"env_version": world.version}, task)
+    check_same(demos.path, {"env_version": world.version}, {"env_version": demos.attrs["env_version"]})
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), settings.weights)
     keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})

@@ -60,8 +60,7 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     known = {"dtype": contract["encoder"]["features_dtype"], "augment": 0}
     features = read(FeaturesSettings, plain(cfg.features) | known, "features")
     _check(store, contract, policy, encoder)
-    lineage = Lineage.of(contract, checkpoint)
-    trained = lineage.seen(store)
+    trained = (lineage := Lineage.of(contract, checkpoint)).seen(store)
     chosen = _chosen(cfg.demos.episodes, trained, store, checkpoint)
     encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features)
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
@@ -72,13 +71,12 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     measured = measure(policy, store, plans, mean_action(policy, rows))
     unseen = {"unseen": "unknown", "note": lineage.note} if lineage.unknown else {"unseen": True}
     about = {"path": str(store.path), "fingerprint": store.fingerprint, "rate_hz": store.attrs["rate_hz"]}
-    identity = {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)}
     summary = {
         **summarise(policy, measured),
         "dataset": {**about, "trained_on": bool(trained), **unseen},
-        "policy": policy.spec.to_dict() | identity,
-        "versions": versions(),
-        "command": command(),
+        "policy": policy.spec.to_dict()
+        | {"sha256": policy_sha256(checkpoint), "checkpoint": str(checkpoint)},
+        **{"versions": versions(), "command": command()},
     }
     write_json(out / "open_loop.json", summary)
     worst = [measured.episodes[i] for i in measured.worst_first()[: settings.plots]]

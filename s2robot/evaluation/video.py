@@ -38,8 +38,7 @@ def film_episodes(world: TaskSettings, rollouts: "Rollouts", settings: Any, out:
     """Write videos of some episodes, failures first, into ``out/videos``: episode -> path relative to ``out``. ``settings``: see
     `evaluate.EvaluateSettings`."""
     chosen = sorted(rollouts.records, key=lambda r: (r["success"], r["episode"]))[: settings.videos]
-    size = at_height(world.image_size, world.cameras, settings.video_size)
-    config = world.replace(image_size=size)
+    config = world.replace(image_size=at_height(world.image_size, world.cameras, settings.video_size))
     names = {r["episode"]: f"videos/episode_{r['episode']:04d}.mp4" for r in chosen}
     tasks = [(config, r, rollouts.actions[r["episode"]], out / names[r["episode"]]) for r in chosen]
     with bar("filming") as update, worker_pool(settings.workers or cores()) as pool:

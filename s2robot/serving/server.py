@@ -239,8 +239,7 @@ class PolicyServer:
         if before:
             text = f"busy: {before[1]} has been connected for {time.monotonic() - before[2]:.0f} s"
             return ws.close(_TRY_LATER, text)
-        calls, skipped = self.session.calls, self.skipped
-        code, reason = _GOING, "disconnected"
+        calls, skipped, code, reason = self.session.calls, self.skipped, _GOING, "disconnected"
         try:
             with suppress(OSError):  # the terminal may be closed
                 print(f"{name}: connected", flush=True)

@@ -300,6 +300,13 @@ def test_program_errors_keep_their_traceback(inspect, verb):
         inspect(verb)
 
 
+def test_output_that_nobody_reads_is_no_success(tmp_path):
+    words = [sys.executable, "-m", "s2robot", "stats", "1/2", "1/3"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+    assert process.returncode == 141
+
+
 def test_sweep_with_a_failed_job_fails_and_names_it(inspect, tmp_path):
     def verb(cfg):
         if cfg.run == "b":

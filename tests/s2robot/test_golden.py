@@ -48,13 +48,20 @@ def test_drift_error_names_its_stage(checkpoint, share):
     change_arrays(checkpoint, tokens=lambda x: (x.astype(np.float32) * (1 + share)).astype(x.dtype))
     with pytest.raises(UserError, match=r"golden.safetensors: the encoder: expected .* within 0.002, got"):
         load_networks(checkpoint, CPU)
-    change_arrays(checkpoint, tokens=lambda x: tokens, actions=lambda x: x + share * np.sqrt((x**2).mean()))
+    joints = np.repeat([1 + share, 1], [7, 1]).astype(np.float32)  # radians, small beside a gripper's 1
+    change_arrays(checkpoint, tokens=lambda x: tokens, actions=lambda x: x * joints)
     with pytest.raises(UserError, match="the policy, from the same tokens: expected"):
         load_networks(checkpoint, CPU)
 
 
 def test_other_or_damaged_trace_is_one_line_and_a_missing_one_is_no_error(checkpoint):
     wrong = (lambda x: -x, "the policy, from the same"), (lambda x: x[:, :3], "expected a readable trace")
+    tokens = load_file(checkpoint / FILE)["tokens"]
+    for damaged in (tokens[:0], tokens[0, 0, 0, 0], tokens.repeat(2, 0)):  # the policy allocates for each row
+        change_arrays(checkpoint, tokens=lambda _, to=damaged: np.array(to))
+        with pytest.raises(UserError, match="golden.safetensors: expected a readable trace"):
+            load_networks(checkpoint, CPU)
+    change_arrays(checkpoint, tokens=lambda _: tokens)
     for change, text in wrong:  # first, as if this machine had the opposite sign of every state
         change_arrays(checkpoint, proprio=change)
         with pytest.raises(UserError, match=f"golden.safetensors: {text}"):

@@ -82,8 +82,7 @@ def test_converted_copies_mixes_and_masked_datasets_are_recognised(home, demos, 
     masked = train("mask", f"demos.path={home / 'masked'}", "demos.mask=train")
     assert validated(home, masked, f"demos.path={home / 'masked'}")["episodes"] == [4, 5]
     mix = f"[{{path: '{home / 'masked'}', mask: rest}}, {{path: '{demos}', episodes: [1, 2]}}]"
-    mixed = train("mix", f"demos.mix={mix}")
-    assert validated(home, mixed, f"demos.path={demos}")["episodes"] == [0, 3]
+    assert validated(home, train("mix", f"demos.mix={mix}"), f"demos.path={demos}")["episodes"] == [0, 3]
 
 
 def test_ancestor_without_a_lineage_makes_the_lineage_unknown(home, demos, train, parent, capsys):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from s2robot.comparison import statistics as figures
 from s2robot.comparison.plan import Plan, make_plan
 from s2robot.comparison.report import write_compare_report
 from s2robot.comparison.settings import Compare
+from s2robot.core.errors import UserError
 from s2robot.core.run_folder import locked
 from s2robot.core.settings import read_some
 from s2robot.demos.store import EpisodeStore
@@ -88,10 +90,15 @@ def test_kill_at_a_write_of_compare_changes_no_figure(tmp_path):
 
 def test_single_arm_has_a_page_without_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = compare_stubs(*planned([f"run_dir={OUT}", *WORDS, "arms=[one]"], WORDS[1:2]), monkeypatch)
+    plan = planned([f"run_dir={OUT}", *WORDS, "arms=[one]"], WORDS[1:2])
+    found = compare_stubs(*plan, monkeypatch)
     assert [arm["name"] for arm in found["arms"]] == ["one"]
     assert not found["pairs"] and found["stopping"] is None
     assert "Arm against arm" not in write_compare_report(OUT).read_text()
+    inputs = OUT / "arms/one/inputs.json"  # as of other settings in the user's own files
+    inputs.write_text(re.sub('"steps": [0-9]+', '"steps": 3', inputs.read_text()))
+    with pytest.raises(UserError, match="train.steps: expected 3 as when the run began, got"):
+        compare_stubs(*plan, monkeypatch)
 
 
 def test_positions_solved_by_one_arm_are_filmed_for_both(recorded, save_untrained, tmp_path, monkeypatch):

@@ -18,10 +18,8 @@ from s2robot.evaluation.records import mean_interval
 @pytest.mark.parametrize(("m", "n"), [(10, 10), (14, 31)])
 def test_barnards_test_keeps_its_error_rate_for_every_truth(m, n):
     """Enumerate all tables; it must also reject more of them than Fisher's test."""
-    tables = [[trials.barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]
-    rejects = np.array(tables) <= 0.05
-    truths = np.linspace(0, 1, 201)[:, None]
-    x, y = (stats.binom.pmf(range(size + 1), size, truths) for size in (m, n))
+    rejects = np.array([[trials.barnard(k, m, j, n) for j in range(n + 1)] for k in range(m + 1)]) <= 0.05
+    x, y = (stats.binom.pmf(range(size + 1), size, np.linspace(0, 1, 201)[:, None]) for size in (m, n))
     rates = ((x @ rejects) * y).sum(1)
     fisher = [[stats.fisher_exact([[k, j], [m - k, n - j]])[1] for j in range(n + 1)] for k in range(m + 1)]
     assert 0.03 < max(rates) <= 0.05

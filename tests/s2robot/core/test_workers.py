@@ -98,10 +98,8 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("after_s", [0.1, 1.5])  # during startup, and while workers are busy
 def test_ctrl_c_interrupts_only_the_parent(after_s):
-    with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        process_group=0,
-    ) as process:  # fmt: skip
+    words = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(words, stdout=-1, stderr=-1, process_group=0) as process:
         assert process.stdout.readline() == b"\n"
         time.sleep(after_s)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -97,8 +97,7 @@ def corrected(
 ) -> tuple[dict[str, np.ndarray], dict]:
     world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
     settings = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
-    corrector = Corrector(Course(settings, world, PickerConfig(), STEPS))
-    return dagger_record.corrected_episode(corrector, seed)
+    return dagger_record.corrected_episode(Corrector(Course(settings, world, PickerConfig(), STEPS)), seed)
 
 
 def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path, monkeypatch):
@@ -108,8 +107,7 @@ def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path
     scripted(np.zeros((9, 7), np.float32))
     store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
     assert outcome_counts(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
-    task = make(world, draw=False)
-    _, info = task.reset(seed=SEED)
+    _, info = make(world, draw=False).reset(seed=SEED)
     assert store.meta("layout")[1].tolist() == [info["layout"][name] for name in store.attrs["layout_names"]]
 
 

@@ -63,8 +63,7 @@ def test_evaluation_writes_the_same_files_as_in_simulation_and_resumes(config, e
         actions = np.load(tmp_path / f"actions/episode_000{i}.npy")
         assert actions.shape == (3, 8) and actions.dtype == np.float32
     # the cube lies where the simulated episode with that seed places it
-    scene = emulator("reset_scene", seed=SEED + 1)
-    assert r["cube_xy"] == pytest.approx(scene["cube_pose"][:2], abs=2e-3)
+    assert r["cube_xy"] == pytest.approx(emulator("reset_scene", seed=SEED + 1)["cube_pose"][:2], abs=2e-3)
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["episodes"], summary["successes"], summary["faults"]) == (2, 0, 0)

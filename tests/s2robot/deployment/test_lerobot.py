@@ -28,8 +28,7 @@ def test_values_are_translated_by_name_and_unit():
     arm = LeRobotArm(about(), about().limits())
     inputs = []
     act = lambda o: inputs.append(o["proprio"]) or np.arange(6.0)  # noqa: E731
-    policy = Policy(act, None, contract(), 256, None, list, None)
-    translated = by_name(policy, about(), arm)
+    translated = by_name(Policy(act, None, contract(), 256, None, list, None), about(), arm)
     action = translated.act({"proprio": np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.25], np.float32)})
     np.testing.assert_allclose(inputs[0], [25, *np.degrees([0.5, 0.4, 0.3, 0.2, 0.1])], rtol=1e-6)
     np.testing.assert_allclose(action, [*np.radians([5, 4, 3, 2, 1]), 0.0])
@@ -71,5 +70,4 @@ def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path
     shown = capsys.readouterr().out
     assert "left.device: expected a camera of the robot: front, hand, got left" in shown
     assert "warning stop: the joints hold" in shown
-    found = json.loads((tmp_path / "dry_run.json").read_text())
-    assert len(found["joints"][0]) == 5
+    assert len(json.loads((tmp_path / "dry_run.json").read_text())["joints"][0]) == 5

@@ -75,8 +75,7 @@ def test_rate_covers_the_last_second(clock):
 
 def test_plain_lines_are_printed_without_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("s2robot.deployment.panel._LINE_S", 0.05)
-    board = Board({}, live=False, episodes=1, rate_hz=100)
-    with board.shown(Console(force_terminal=False)):
+    with Board({}, live=False, episodes=1, rate_hz=100).shown(Console(force_terminal=False)):
         time.sleep(0.4)
     lines = capsys.readouterr().out.splitlines()
     assert lines and all("episode 0 of 1" in line for line in lines)

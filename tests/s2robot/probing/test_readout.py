@@ -238,8 +238,7 @@ def test_token_maps_match_plain_ridge_and_cross_validation(monkeypatch):
     episodes = np.repeat(np.arange(9), FRAMES * 8)
 
     def relative(keep, penalty):
-        spread = ((z[keep] - z[keep].mean(0)) ** 2).sum(0).mean()
-        return ridge(z, targets, keep, penalty * spread)
+        return ridge(z, targets, keep, penalty * ((z[keep] - z[keep].mean(0)) ** 2).sum(0).mean())
 
     penalties, expected = np.array([1e-3, 0.3, 10.0]), np.zeros((3, 3))
     for p, penalty in enumerate(penalties):

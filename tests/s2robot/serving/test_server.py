@@ -214,8 +214,7 @@ def test_only_the_newest_waiting_request_is_answered(checkpoint):
         with actor.waits():
             for observation in old:
                 late(policy, observation)
-            timer = threading.Timer(0.5, actor.go.set)
-            timer.start()
+            threading.Timer(0.5, actor.go.set).start()
             assert np.array_equal(policy.plan(last), load_policy(checkpoint, "cpu")[0].plan(last))
         assert server.session.calls == 2 and server.skipped == 3
 
@@ -467,8 +466,7 @@ def test_metadata_without_a_known_protocol_is_rejected(change, kind, words):
 
 def test_contract_of_a_policy_of_many_demos_fits_into_a_message():
     lineage = {"positions": {"recorded": list(range(130_000))}, "unknown": []}
-    contract = {"robot": "xarm7", "lineage": lineage | {"episode_hashes": ["0" * 64] * 130_000}}
-    text = contract_text(contract)
+    text = contract_text({"robot": "xarm7", "lineage": lineage | {"episode_hashes": ["0" * 64] * 130_000}})
     assert len(text) < remote.MAX_ANSWER // 2 and json.loads(text) == {"robot": "xarm7", "lineage": lineage}
 
 
@@ -532,14 +530,8 @@ def test_missing_silent_and_foreign_servers_give_typed_errors():
 
 def test_a_peer_that_closes_at_once_is_a_lost_policy():
     """As the near end of a tunnel: the end of the connection may arrive before the request is sent."""
-
-    def close():
-        with contextlib.suppress(OSError):
-            while True:
-                port.accept()[0].close()
-
     with listener() as port:
-        threading.Thread(target=close, daemon=True).start()
+        threading.Thread(target=lambda: [port.accept()[0].close() for _ in range(40)], daemon=True).start()
         for _ in range(40):
             with pytest.raises(PolicyLost):
                 connect(url_of(port))

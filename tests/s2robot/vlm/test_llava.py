@@ -143,17 +143,6 @@ def test_gradients_reach_only_the_requested_parts():
         assert not frozen or not any(p.requires_grad for p in model.model.vision_tower.parameters())
 
 
-@torch.no_grad()
-def test_tiles_per_call_do_not_change_the_features():
-    results = []
-    for tiles_at_once, calls in ((None, [14]), (4, [4, 4, 4, 2])):
-        tower, seen = s2_llava(llava(), tiles_at_once=tiles_at_once).model.vision_tower, []
-        tower.tower.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
-        results.append(tower(torch.ones(1, 3, 72, 72), output_hidden_states=-2).hidden_states[-2])
-        assert seen == calls
-    torch.testing.assert_close(*results)
-
-
 def test_unsupported_models_are_one_error_line_and_stay_unchanged():
     vision, text = transformers.ViTConfig(**SMALL, image_size=24, patch_size=4), llava().config.text_config
     other = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)

@@ -113,8 +113,7 @@ def test_the_interpolator_never_jumps(arm, seed, faults, period):
         if k % period == 0:
             push = push if rng.random() < 0.7 else rng.uniform(-0.25, 0.25, limits.joints)
             commanded = path.q if clamped else commanded
-            commanded = safety.above_table(np.clip(commanded + push, low, high))
-            path.push(now, now + period * safety.dt, commanded)
+            path.push(now, now + period * safety.dt, safety.above_table(np.clip(commanded + push, low, high)))
             clamped = False
         target, _ = path.step(now)
         reach = np.array(limits.dq_max) * safety.dt

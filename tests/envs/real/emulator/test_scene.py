@@ -84,8 +84,7 @@ def test_frames_arrive_over_loopback_with_faults_on_demand(emulator, monkeypatch
     side("reset_scene", seed=5, cube_xy=[0, 0])
     np.testing.assert_array_equal([camera.read()[1] for _ in range(2)], [frozen] * 2)
     side("clear")
-    thawed = [camera.read()[1] for _ in range(2)][1]
-    assert np.abs(thawed.astype(int) - frozen).max() > 20
+    assert np.abs([camera.read()[1] for _ in range(2)][1].astype(int) - frozen).max() > 20
 
     monkeypatch.setattr(stand_in, "_FRAME_S", 0.3)
     hasty = EmulatedCamera(emulator.ports.side, "hand", PATIENCE)

@@ -30,8 +30,7 @@ def test_packets_match_the_manual(bus):
     assert ask(1, s.WRITE, s.GOAL[0], 0x18, 0x05) == packet(1, 0) and bus.servos[1].written == [0x518]
     assert ask(s.ALL, s.SYNC_WRITE, *s.GOAL, 1, 1, 2, 3, 3, 4) == b""
     assert [bus.servos[i][s.GOAL] for i in (1, 3)] == [0x201, 0x403]
-    answers = b"".join(ask(i, s.READ, *s.VOLTAGE) for i in (3, 1))
-    assert ask(s.ALL, s.SYNC_READ, *s.VOLTAGE, 3, 1) == answers
+    assert ask(s.ALL, s.SYNC_READ, *s.VOLTAGE, 3, 1) == b"".join(ask(i, s.READ, *s.VOLTAGE) for i in (3, 1))
     bus.servos[2].silent = True
     assert not ask(2, s.PING) and len(ask(s.ALL, s.PING)) == 5 * 6
     bus.noise = 1.0

@@ -72,8 +72,7 @@ def test_sustained_motion_stops_at_the_table_and_reverses_at_once():
     teleoperator, q = made(mover), HOME
     for _ in range(60):
         q = q + teleoperator.act(q)[:7]
-    lowest = POINTS.at(q)[:, 2].min() - XARM7_LIMITS.table_z - XARM7_LIMITS.table_clearance
-    assert 0 < lowest < 0.02
+    assert 0 < POINTS.at(q)[:, 2].min() - XARM7_LIMITS.table_z - XARM7_LIMITS.table_clearance < 0.02
     mover.now = np.array([0, 0, 1.0, 0])
     before = IK.pose(q)[0][2]
     for _ in range(5):
@@ -87,8 +86,7 @@ def test_motion_that_the_arm_could_not_follow_is_discarded():
     for _ in range(50):
         teleoperator.act(HOME)  # the arm is held
     mover.now = np.zeros(4)
-    step = IK.pose(HOME + teleoperator.act(HOME)[:7])[0] - IK.pose(HOME)[0]
-    assert np.linalg.norm(step) < 0.06
+    assert np.linalg.norm(IK.pose(HOME + teleoperator.act(HOME)[:7])[0] - IK.pose(HOME)[0]) < 0.06
 
 
 def test_translation_rotation_and_gripper():
