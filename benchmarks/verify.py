@@ -41,9 +41,10 @@ PAGES = (
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
-# of docs/results/stress: the others are compared with the first that is there
-STRESSED = ("softmax", "attention")
+STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
+WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube", "can": "Can"}
+DEMOS: dict[float, str] = {number: str(number) for number in (15, 30, 60, 120)}
 TESTS = 16  # that Holm corrects the primary comparison for
 PROBED_SCALES = ("1", "2", "1+2")  # whose scores are shown
 # task of a probe: its metric, the sign of a gain, the name of 100 x the metric
@@ -170,8 +171,7 @@ def stressed(folder: str) -> dict[str, np.ndarray]:
 
 
 def stress_table(folder: str) -> str:
-    """Return success under disturbances, each arm's difference from STRESSED, success without the first AUGMENTED axes, and
-    undisturbed."""
+    """Return success under disturbances, differences from STRESSED, success without the AUGMENTED axes, and undisturbed."""
     arms, plain = stressed(folder), rows_of(folder)
     base = next(arm for arm in STRESSED if arm in arms)
     means, trials = {arm: x.mean(1) for arm, x in arms.items()}, STRENGTHS * arms[base].shape[1]
@@ -180,11 +180,8 @@ def stress_table(folder: str) -> str:
     rows = []
     for arm, x in arms.items():
         each = [points(found[arm]), p_text(p[arm])] if arm in found else ["", ""]
-        rest, undisturbed = (
-            f"{100 * x[:, AUGMENTED:].mean():.1f} %",
-            counts(plain[arm]) if arm in plain else "",
-        )
-        rows.append([arm, f"{100 * x.mean():.1f} %", *each, rest, undisturbed])
+        shares = [f"{100 * part.mean():.1f} %" for part in (x, x[:, AUGMENTED:])]
+        rows.append([arm, shares[0], *each, shares[1], counts(plain[arm]) if arm in plain else ""])
     heads = [f"− {base}, points [95 %]", "p, Holm", "seven axes", "undisturbed, of 128"]
     return table(["arm", "ten axes", *heads], *rows)
 
@@ -233,10 +230,8 @@ def probe_table(folder: str) -> str:
     cells = dict.fromkeys(key[:2] for key in found)
     pairs = (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
     gains = [[found[(*cell, *pair)] for pair in pairs] for cell in cells]
-    plain, strict = (
-        holm([two[0].p for two, *_ in gains]),
-        holm([max(two[1], one[1]) for two, one, _ in gains]),
-    )
+    plain = holm([two[0].p for two, *_ in gains])
+    strict = holm([max(two[1], one[1]) for two, one, _ in gains])
     rows = [
         [*cell, *(f"{100 * found[(*cell, each, '')][0].difference:.1f}" for each in PROBED_SCALES),
          *(points(each) for each, _ in gains[i]), p_text(plain[i]), p_text(strict[i])]
@@ -289,21 +284,31 @@ def differing() -> Iterator[str]:
 
 
 def picture(file: Path) -> None:
-    """Draw success against the cost of a frame, a panel for each world."""
-    panels, looks = [], dict[str, Any]()
+    """Draw success against the cost of a frame where scale 1 was run, and against the number of demonstrations."""
+    curves: dict[str, dict[str, list[tuple[float, ...]]]] = {}  # panel -> arm -> x, success, low, high
     for name in studies():
-        (facts, outcomes), lines = comparison(name), list[plots.Line]()
+        facts, outcomes = comparison(name)
+        world, demos, kind = Path(name).name.split("-")
         for arm in facts["arms"]:
-            colour, marker, *_ = looks.setdefault(arm["name"], plots.look(len(looks)))
-            low, high, _ = success_interval(outcomes[arm["name"]])
-            y, style = 100 * outcomes[arm["name"]].mean(), {"ls": "none", "marker": marker, "ms": 7}
-            span = ([100 * low], [100 * high])
-            lines.append(plots.Line([arm["gflops_per_frame"]], [y], arm["label"], colour, *span, style))
-        panels.append(plots.Panel(name[3:], lines, "GFLOPs a frame", "success (%)", "x", ylim=(0, 101)))
-    figure = plots.curves(panels, 3, (3.8, 2.9))
-    for axes in figure.axes:
-        axes.set_xlim(0.17, 3.2)  # from the cheapest arm to the most expensive one, in every panel
-    figure.savefig(file, dpi=110)
+            own = outcomes[arm["name"]]
+            shown = tuple(100 * value for value in (own.mean(), *success_interval(own)[:2]))
+            places = [(f"{WORLDS[world]}, {demos} demos, {kind}", arm["gflops_per_frame"])] * (
+                "one" in outcomes
+            )
+            places += [(f"{WORLDS[world]}, {kind}", int(demos))] * (arm["name"] in PRIMARY)
+            for title, x in places:
+                curves.setdefault(title, {}).setdefault(arm["label"], []).append((x, *shown))
+    panels, labels = [], list(dict.fromkeys(label for arms in curves.values() for label in arms))
+    for title, arms in sorted(curves.items(), key=lambda item: ("demos" in item[0], item[0])):
+        lines = []
+        for label, points in arms.items():
+            colour, marker, *_ = plots.look(labels.index(label))
+            x, y, low, high = zip(*sorted(points), strict=True)
+            style = {"marker": marker, "ms": 6, "ls": "none" if len(x) == 1 else "-"}
+            lines.append(plots.Line(x, y, label, colour, low, high, style))
+        xlabel, ticks = ("GFLOPs a frame", {}) if "demos" in title else ("demonstrations", DEMOS)
+        panels.append(plots.Panel(title, lines, xlabel, "success (%)", "x", ticks, ylim=(0, 101)))
+    plots.curves(panels, 3, (3.8, 2.9)).savefig(file, dpi=110)
 
 
 def main() -> None:
