@@ -12,7 +12,7 @@ from s2robot.core.errors import UserError, require
 from s2robot.demos.arrays import new_path
 from s2robot.demos.binding import bind, is_open
 from s2robot.demos.errors import DatasetError, DiskError, mismatch, readable
-from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, silent
+from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source, piece_slices, silent, walk
 from s2robot.demos.lineage import note_round, rounds_of
 from s2robot.demos.store import EpisodeStore
 
@@ -140,7 +140,7 @@ def as_store(
         choice = choice.replace(image_size=None)  # an option of the export only
         if choice == Choice():
             return path
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(walk(path))
     stamps = [(str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = hashlib.sha256(json.dumps([READER, choice.model_dump(), stamps]).encode()).hexdigest()[:16]
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"

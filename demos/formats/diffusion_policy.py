@@ -31,7 +31,7 @@ from s2robot.core.settings import Stored, read
 from s2robot.demos.bounds import CODECS, IMAGE_CODECS, check_size, json_object, number_type, unpack
 from s2robot.demos.errors import DatasetError, mismatch
 from s2robot.demos.formats.export import ExportSettings, all_pieces, array_keys, check_names, rates_of
-from s2robot.demos.formats.source import NAME, Choice, Piece, Progress, Sidecar, Source, part_of
+from s2robot.demos.formats.source import NAME, Choice, Piece, Progress, Sidecar, Source, part_of, walk
 from s2robot.demos.formats.video import frames_at, open_video
 from s2robot.demos.schema import parts_of
 from s2robot.demos.store import EpisodeStore
@@ -94,8 +94,7 @@ class Array2:
 def _files(path: Path) -> tuple[dict[str, int], ReadFile]:
     """Return the sizes of the files in a folder or zip, and a function that reads one."""
     if path.is_dir():
-        # is_file() skips links to devices and pipes
-        sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in path.rglob("*") if f.is_file()}
+        sizes = {f.relative_to(path).as_posix(): f.stat().st_size for f in walk(path)}
         return sizes, lambda name: (path / name).read_bytes()
     archive, stored = zipfile.ZipFile(path), path.stat().st_size
     if (claimed := sum(info.compress_size for info in archive.infolist())) > stored:

@@ -269,8 +269,7 @@ class LeRobot(Source):
     def _arrays(self, episode: Episode, where: str) -> Piece:
         """Read and check the arrays of an episode, without images.  # key -> (T, ...)"""
         columns = [feature for features in self.keys.values() for feature in features]
-        names = tuple(dict.fromkeys((*columns, *AUTOMATIC)))
-        table = dict(read_columns(episode.data, names))
+        table = dict(read_columns(episode.data, tuple(dict.fromkeys((*columns, *AUTOMATIC)))))
         if "episode_index" in table:
             table = {k: v[table["episode_index"] == episode.number] for k, v in table.items()}
         if (count := len(next(iter(table.values())))) != episode.length:

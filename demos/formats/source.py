@@ -5,6 +5,7 @@ types, the order of cameras and the parts. Other programs ignore it.
 """
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,12 @@ Names = Sequence[str]
 Progress = Callable[[int, int], None]  # (steps done, total)
 Dtype = Annotated[str, AfterValidator(lambda name: str(number_type("dtype", name)))]
 Types = dict[str, tuple[Dtype, tuple[int, ...]]]  # key -> dtype, shape of a row
+
+
+def walk(folder: Path) -> list[Path]:
+    """Return the files of a dataset, also behind links to folders, which `Path.rglob` does not follow."""
+    found = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return [path for path in found if path.is_file()]  # no links to devices and pipes
 
 
 def silent(done: int, total: int) -> None:
@@ -129,8 +136,7 @@ class Source(ABC):
 
     def _without(self, bad: set[int]) -> str:
         others = as_ranges([i for i in self._chosen if i not in bad])
-        hint = f'; "episodes=[{others}]" (or demos.episodes) reads the others'
-        return hint if others else ""
+        return f'; "episodes=[{others}]" (or demos.episodes) reads the others' if others else ""
 
     def __len__(self) -> int:
         return len(self._chosen)

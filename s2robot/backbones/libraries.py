@@ -288,8 +288,7 @@ def _torchvision_vit(model: Any, block: int | None) -> Source:
     stages = [f"encoder.layers.{child}" for child, _ in model.encoder.layers.named_children()]
     if block is not None:
         model = _up_to(model, stages, block, name, tail=True)
-    facts = Facts(name, tile, patch, num_prefix_tokens=1, depth=len(stages))
-    return Source(model, _vit_tokens, facts)
+    return Source(model, _vit_tokens, Facts(name, tile, patch, num_prefix_tokens=1, depth=len(stages)))
 
 
 def _torchvision(model: Any, block: int | None) -> Source:

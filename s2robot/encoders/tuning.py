@@ -217,7 +217,6 @@ class Tail(nn.Module):
         features = []
         sizes = [len(t) * t.shape[1] for t in tiles]
         for tokens, layout in zip(out.split(sizes), self.layouts, strict=True):
-            parts = tokens.unflatten(0, (layout.tiles, -1))
-            merged = assemble(parts, layout, self.front, self.output)
+            merged = assemble(tokens.unflatten(0, (layout.tiles, -1)), layout, self.front, self.output)
             features.append(merged[:, None] if self.output == "pooled" else merged)
         return stack_padded(features)  # (F, C, N, dim)

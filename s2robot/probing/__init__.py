@@ -31,8 +31,7 @@ def _measure(cfg: DictConfig, out: Path) -> Outcome:
         objects = read(ObjectsSettings, cfg.objects, "objects")
         if kind == "memorize":
             return measure_memory(read(MemorizeSettings, node, "probe"), objects, out)
-        models = node.pop("models")
-        return measure_scaling(models, read(ScalingSettings, node, "probe"), objects, out)
+        return measure_scaling(node.pop("models"), read(ScalingSettings, node, "probe"), objects, out)
     require_simulator()
     from s2robot.probing.readout import FrameSettings, information, readout
 

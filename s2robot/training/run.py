@@ -130,8 +130,7 @@ class Run:
                 ) from error
 
     def _run(self) -> None:
-        resumes = self.settings.resume and self.state_path.exists()
-        self.begin(self._load_state() if resumes else None)
+        self.begin(self._load_state() if self.settings.resume and self.state_path.exists() else None)
         while self.learner.step < self.steps:
             with span("step", step=self.learner.step):
                 self._in_step = True

@@ -29,8 +29,7 @@ def s2robot(tmp_path, monkeypatch, capsys):
     do_inline(monkeypatch)
 
     def run(*words: str) -> tuple[int, str, str]:
-        status = main(words)
-        return status, *capsys.readouterr()
+        return main(words), *capsys.readouterr()
 
     return run
 

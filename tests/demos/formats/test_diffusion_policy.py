@@ -106,6 +106,8 @@ def robot(tmp_path, folder):
     data_of(path / "replay_buffer.zarr")["timestamp"][:] = 1.7e9 + stamps
     for key in ("front_image", "img"):
         shutil.rmtree(path / f"replay_buffer.zarr/data/{key}")
+    (data := path / "replay_buffer.zarr/data").rename(tmp_path / "elsewhere")
+    data.symlink_to(tmp_path / "elsewhere")  # on another disk
     for episode, count in enumerate((12, 9)):
         for camera in (0, 10):
             film(path / f"videos/{episode}/{camera}.mp4", count)
