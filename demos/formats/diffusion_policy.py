@@ -178,7 +178,7 @@ class ReplayBuffer(Source):
         for key, name in cameras.items():
             if key in videos:
                 require("av", extra="data")
-                with open_video(next(path.glob(f"videos/*/{key}"))) as (_, stream):
+                with open_video(next(p for p in path.glob("videos/*/*.mp4") if p.name == key)) as (_, stream):
                     sizes[name] = stream.codec_context.height, stream.codec_context.width
             else:
                 sizes[name] = arrays[key].shape[1], arrays[key].shape[2]

@@ -174,7 +174,8 @@ class LeRobot(Source):
         action, state = _usual(flat, ACTIONS, "action."), _usual(flat, STATES, "observation.")
         self._cameras = self.choose(cameras, action=(flat, action), proprio=(flat, state))
         used = {key for keys in self.keys.values() for key in keys}
-        used |= {*("expert", "imitate") * bool(self.choice.action)}  # labels of all columns, in their order
+        if self.choice.action:  # these are labels of all columns, in their order
+            used |= {"expert", "imitate"}
         parts = [self._parts(array) for array in ("action", "proprio")]
         sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
         images = {f"images_{name}" for name in sizes}

@@ -49,9 +49,10 @@ def test_drift_error_names_its_stage(checkpoint, share):
     with pytest.raises(UserError, match=r"golden.safetensors: the encoder: expected .* within 0.002, got"):
         load_networks(checkpoint, CPU)
     joints = np.repeat([1 + share, 1], [7, 1]).astype(np.float32)  # radians, small beside a gripper's 1
-    change_arrays(checkpoint, tokens=lambda x: tokens, actions=lambda x: x * joints)
-    with pytest.raises(UserError, match="the policy, from the same tokens: expected"):
-        load_networks(checkpoint, CPU)
+    for drift in (lambda x: x * joints, lambda x: x + share * np.sqrt((x**2).mean())):
+        change_arrays(checkpoint, tokens=lambda x: tokens, actions=drift)
+        with pytest.raises(UserError, match="the policy, from the same tokens: expected"):
+            load_networks(checkpoint, CPU)
 
 
 def test_other_or_damaged_trace_is_one_line_and_a_missing_one_is_no_error(checkpoint):

@@ -94,7 +94,7 @@ class SafetyFilter:
         self._held_at = self.q_last  # rad, where
 
     def reset(self, q_measured: Any) -> None:
-        """Start at rest at the measured joints. EnvError if they are outside the limits: move the arm by hand first."""
+        """Start at rest at the measured joints, or where the arm was sent if it rests there. EnvError outside the limits."""
         q = finite_joints(q_measured, n := self.limits.joints)
         if q is None:
             raise EnvError(f"safety: expected {n} finite measured joints, got {q_measured!r}")

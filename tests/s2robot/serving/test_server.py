@@ -528,8 +528,7 @@ def test_missing_silent_and_foreign_servers_give_typed_errors():
             RemotePolicy(url, TOKEN)
 
 
-def test_a_peer_that_closes_at_once_is_a_lost_policy():
-    """As the near end of a tunnel: the end of the connection may arrive before the request is sent."""
+def test_a_tunnel_whose_far_end_does_not_listen_is_a_lost_policy():
     with listener() as port:
         threading.Thread(target=lambda: [port.accept()[0].close() for _ in range(40)], daemon=True).start()
         for _ in range(40):
