@@ -1,4 +1,4 @@
-"""s2robot: S2 features of frozen MVP encoders for robot policies that learn from demonstrations.
+"""s2robot: robot policies that learn from demonstrations on S2 features of frozen encoders.
 
 from s2robot import S2            # S2 on any vision model, see s2robot.s2.module
 from s2robot import load_policy   # load a checkpoint for acting, see s2robot.loading

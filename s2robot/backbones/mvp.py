@@ -80,7 +80,7 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
 
 
 def fetch(name: str, *, check_md5: bool = True) -> Path:
-    """Return the checkpoint file in the user's cache (`paths.cache_dir("mvp")`), downloading it if it is missing.
+    """Return the checkpoint file in the user's cache (`cache_dir("mvp")`), downloading it if it is missing.
 
     A file placed there manually under its published name is used. Raises UserError if the download fails or its md5
     differs from the published one.

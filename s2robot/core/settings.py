@@ -149,7 +149,7 @@ class Settings(_Frozen):
 
 
 class Positions(Settings):
-    """So many episodes; the i-th is at the position ``seed`` + i."""
+    """A number of episodes; episode i has position ``seed`` + i."""
 
     episodes: int = from_yaml(ge=1)
     seed: int = from_yaml(ge=0)

@@ -25,7 +25,7 @@ _SETTINGS = ("policy", "encoder", "robot", "cameras", "seed", "versions")  # sho
 _ELSEWHERE = {"task", "command", "success", "low", "high", "episodes", "successes", "by_stage", "by_task", "median_time_to_success_s"}  # fmt: skip
 _TRAINING = (
     "Solid: means since the last point, with the current weights and dropout. Dashed: held-out demos, with the averaged "
-    "weights used for acting. Success of a try-out: with its 95 % interval (Wilson)."
+    "weights used for acting. Success of a rollout: with its 95 % interval (Wilson)."
 )
 
 

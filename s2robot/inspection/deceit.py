@@ -1,7 +1,7 @@
 """Rules for subtle faults that do not raise the training loss; each reports the size of the fault.
 
-They cover an offset between state and command, a late video, near-duplicate episodes, numbers in other units, a number
-that is dead in one episode, and episodes that end in motion. Each rule compares episodes, so none needs the robot.
+They cover an offset between state and command, a late video, near-duplicate episodes, values in other units, a value
+constant in one episode, and episodes that end in motion. Each rule compares episodes, so none needs the robot.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,1 +1,1 @@
-"""What every report is made of: the page and the look of its pictures."""
+"""The parts that all reports share: the page and the style of plots."""
