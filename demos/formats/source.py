@@ -266,8 +266,7 @@ def as_ranges(episodes: Sequence[int]) -> str:
 
 def piece_slices(start: int, stop: int, step_bytes: int) -> Iterator[slice]:
     """Split steps into pieces of about PIECE_BYTES."""
-    # chunks of a store hold 4–8 images
-    step = int(np.clip(PIECE_BYTES // max(step_bytes, 1), 4, 4096)) // 4 * 4
+    step = int(np.clip(PIECE_BYTES // max(step_bytes, 1), 4, 4096))
     yield from (slice(at, min(at + step, stop)) for at in range(start, stop, step))
 
 
