@@ -81,8 +81,7 @@ class SafetyFilter:
         arm_box = ((-np.inf, np.inf),) * 3 if limits.arm_box is None else limits.arm_box
         boxes = np.where(points.in_box[:, None, None], limits.box, arm_box)  # (P, 3, 2)
         self._point_low, self._point_high = boxes[..., 0] + room, boxes[..., 1] - room  # (P, 3)
-        table = limits.table_z + limits.table_clearance + points.radius + _SLACK
-        self._table = table  # (P,)
+        self._table = limits.table_z + limits.table_clearance + points.radius + _SLACK  # (P,)
         self._hand = np.flatnonzero(points.in_box)  # indices of the points
         self._stride = limits.point_speed * (1 - _SLACK) * self.dt  # m a point may move in a period
         self.q_last = np.full(limits.joints, np.nan)
@@ -147,7 +146,8 @@ class SafetyFilter:
         inside = np.clip(target, self._low, self._high)
         reasons += _named("range", inside != target)
         # speed, acceleration, braking before the end of the range
-        speed = self._limited_speed(inside)
+        speed = pursuit_speed(self.q_last, self._target_last, inside, self._dq, self._ddq, self.dt)
+        speed = self._within(speed)
         # one call for the measured points and those of the path takes half the time
         places = self.points.along(np.concatenate([measured[None], self._way(speed)]))  # (1 + T, P, 3)
         if lag := self._lag(measured, places[0]):
@@ -215,11 +215,6 @@ class SafetyFilter:
         if behind.max(initial=0.0) > self.limits.point_lag_max:
             return f"{self._name(behind == behind.max())} lags {behind.max():.3f} m behind its command"
         return None
-
-    def _limited_speed(self, target: Array) -> Array:
-        """Return the speed (N,) towards a target (N,), limited to what every joint may have now."""
-        speed = pursuit_speed(self.q_last, self._target_last, target, self._dq, self._ddq, self.dt)
-        return self._within(speed)
 
     def _within(self, speed: Array) -> Array:
         """Clip a speed (N,) to what every joint may have now."""
