@@ -27,6 +27,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import ArmDriver, DriverStatus
 from s2robot.envs.real.control.clock import now
 
+START_S = 60.0  # s allowed for starting
 ANSWER_S = 1.0  # s beyond the limit that an answer to a message may take
 REPEAT_S = 10.0  # s for which an unacknowledged stop is repeated
 UNCONFIRMED = "The arm has NOT confirmed a stop and may still be enabled: press the hardware emergency stop."
@@ -41,19 +42,17 @@ class Supervisor:
 
     Args:
         make_driver: creates an unconnected driver in that process, or is `EndsLoop`; picklable.
-        limit_s, start_s: s without a beat until the arm is stopped; s allowed for starting.
+        limit_s: s without a beat until the arm is stopped.
     """
 
-    def __init__(
-        self, make_driver: "Callable[[], ArmDriver | EndsLoop]", limit_s: float = 0.3, start_s: float = 60.0
-    ):
+    def __init__(self, make_driver: "Callable[[], ArmDriver | EndsLoop]", limit_s: float = 0.3):
         context = get_context("spawn")  # a fork would share the parent's sockets
         self._pipe, child_end = context.Pipe()
         self._patience = limit_s + ANSWER_S
         self._unanswered: float | None = None  # s, time of the first message since the last answer
         self._lock = threading.Lock()
         self.process = context.Process(
-            target=_supervise, args=(make_driver, child_end, limit_s, start_s), daemon=True, name="supervisor"
+            target=_supervise, args=(make_driver, child_end, limit_s), daemon=True, name="supervisor"
         )
         self.process.start()
         child_end.close()  # so that the pipe closes when this process ends
@@ -61,7 +60,7 @@ class Supervisor:
         atexit.register(self._pipe.close)
         message = b"no answer"
         with suppress(EOFError):
-            if self._pipe.poll(start_s):
+            if self._pipe.poll(START_S):
                 message = self._pipe.recv_bytes()
         if message != _READY:
             self.close()
@@ -180,15 +179,13 @@ class EndsLoop:
         return os.getppid() != self._loop
 
 
-def _supervise(
-    make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection, limit_s: float, start_s: float
-) -> None:
+def _supervise(make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection, limit_s: float) -> None:
     for name in _IGNORED:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.setsid()
     driver = make_driver()
     try:
-        driver.connect(start_s)
+        driver.connect(START_S)
     except EnvError as error:
         pipe.send_bytes(str(error).encode())
         return
