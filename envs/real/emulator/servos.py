@@ -17,7 +17,6 @@ import sys
 import threading
 import time
 import tty
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -38,6 +37,7 @@ LAG_S, OVERLOAD_S = 0.03, 1.0  # time constant; time after which a jammed servo 
 STEP_S = 0.005  # s, time step of the simulation
 SO101 = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 REST = (2048, 1266, 2830, 2634, 2048, 1400)  # ticks, arm folded half-way
+FALLING = (2, 3, 4)  # servos that fall back there without torque
 
 
 def clipped(value: float, limit: float) -> float:
@@ -105,14 +105,11 @@ class Servo:
 class ServoBus:
     """Servos numbered 1, 2, ... on a pseudo-terminal: `with ServoBus() as bus` serves `bus.port`.
 
-    Args:
-        places: initial positions, ticks; servos whose numbers are in `falls` fall back there without torque.
-
     Attributes: `servos`; `noise`, the fraction of corrupted answers; `mute`, no servo answers; `packets`, number received.
     """
 
-    def __init__(self, places: Sequence[float] = REST, falls: Sequence[int] = (2, 3, 4)):
-        self.servos = {i: Servo(i, place, i in falls) for i, place in enumerate(places, 1)}
+    def __init__(self) -> None:
+        self.servos = {i: Servo(i, place, i in FALLING) for i, place in enumerate(REST, 1)}
         self.noise, self.mute, self.packets = 0.0, False, 0
         self._random, self._ended = random.Random(0), threading.Event()
         self._terminal, client_end = os.openpty()
