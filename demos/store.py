@@ -47,7 +47,7 @@ def _attributes(path: Path) -> dict[str, Any]:
     return read(dict[str, Any], json_file(file).get("attributes"), f"{file}: attributes")
 
 
-class EpisodeStore:
+class EpisodeStore(contextlib.AbstractContextManager["EpisodeStore"]):
     """A dataset of episodes; use :meth:`create` or :meth:`open`.
 
     The first episode defines ``keys`` and ``meta_keys``. A reader sees the episodes committed before it was opened, even
@@ -99,9 +99,6 @@ class EpisodeStore:
         if self._lock is not None:
             self._lock()  # closes the descriptor, once only
         self._lock, self.mode = None, "r"
-
-    def __enter__(self) -> "EpisodeStore":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

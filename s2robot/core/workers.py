@@ -16,7 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
 from queue import Empty, SimpleQueue
@@ -51,7 +51,7 @@ class _Task:
         self.function, self.args, self.future, self.deaths = function, args, Future[Any](), 0
 
 
-class Pool:
+class Pool(AbstractContextManager["Pool"]):
     """Workers that share a task queue, each served by a thread. Leaving the context drops tasks that have not started."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
@@ -60,9 +60,6 @@ class Pool:
         self._lock, self._closed, self._failed_starts = RLock(), False, 0
         self._starting: set[Worker] = set()
         self._broken: Exception | None = None  # why no worker can start
-
-    def __enter__(self) -> "Pool":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         with self._lock:

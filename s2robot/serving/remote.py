@@ -18,7 +18,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class _Metadata(Stored):
     contract: Json[dict[str, Any]]
 
 
-class RemotePolicy:
+class RemotePolicy(AbstractContextManager["RemotePolicy"]):
     """A policy behind `s2robot serve`. Not thread-safe.
 
     Args:
@@ -111,9 +111,6 @@ class RemotePolicy:
         self.contract: dict[str, Any] = metadata.contract
         self.cameras, self.image_size = tuple(metadata.sizes), as_image_size(metadata.sizes)
         self._max_actions, self._action_dim = metadata.actions, metadata.action_dim
-
-    def __enter__(self) -> "RemotePolicy":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

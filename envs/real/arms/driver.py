@@ -4,10 +4,10 @@ All positions are in the frame of the arm's base: x forward, y left, z up.
 """
 
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeVar
 
@@ -125,7 +125,7 @@ class DriverStatus:
     report_age_s: float  # since the arm's last unsolicited report; inf = never
 
 
-class ArmDriver(ABC):
+class ArmDriver(AbstractContextManager):
     """An arm of N joints, with or without a gripper. `stop` may be called from any thread, all else from one thread only.
 
     `command` is rejected before `arm` and after `stop`, and if the joints are not N finite numbers within range, are more
@@ -144,9 +144,6 @@ class ArmDriver(ABC):
         self._last = np.full(limits.joints, np.nan)  # rad, the last command
         self.stopped = "not armed"  # why `command` rejects everything; empty while armed
         self._last_stop = object()  # replaced by each stop, so that a stop from another thread is noticed
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

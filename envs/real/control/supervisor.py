@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,7 +37,7 @@ _PARENT_S = 0.5  # s between two checks that the loop's process is alive, while 
 _IGNORED = ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM", "SIGTSTP", "SIGTTIN", "SIGTTOU")
 
 
-class Supervisor:
+class Supervisor(AbstractContextManager["Supervisor"]):
     """Starts the process and waits until it has connected to the arm (else EnvError). All methods are thread-safe.
 
     Args:
@@ -120,9 +120,6 @@ class Supervisor:
             self.process.kill()
         atexit.unregister(self._pipe.close)
         self._pipe.close()
-
-    def __enter__(self) -> "Supervisor":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

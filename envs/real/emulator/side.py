@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ async def _answer(operations: dict[str, Operation], line: bytes) -> dict:
         return {"ok": False, "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
-class SideChannel:
+class SideChannel(AbstractContextManager["SideChannel"]):
     """A client of the side channel at `port`; it connects at the first request. Several threads may share it.
 
     After an answer that did not arrive within `timeout_s`, the next request opens a new connection.
@@ -141,9 +141,6 @@ class SideChannel:
                 self.close()  # a late answer must not be mistaken for the next one
             self._stream = None
             raise
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
