@@ -4,12 +4,12 @@ import errno
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2robot.core.errors import UserError, did_you_mean
 from s2robot.core.files import configs_dir
+from s2robot.core.settings import yaml_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,7 +43,7 @@ def as_known(verb: str, override: str) -> str:
     sign, key, value = re.match(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     if verb == "dagger" and key == "checkpoint":
         key = "recording.checkpoint"
-    elif key in _OF_DEMOS and key not in _file(verb) and {"demos"} & {*groups_of(verb), *_file(verb)}:
+    elif key in _OF_DEMOS and key not in yaml_file(verb) and {"demos"} & {*groups_of(verb), *yaml_file(verb)}:
         key = "demos.path" if key == "data" else f"demos.{key}"
     elif not sign and (key.startswith("task.kwargs.") or (verb == "compare" and key.startswith("encoder."))):
         sign = "++"  # a comparison's config has no encoder; its arms do
@@ -97,7 +97,7 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         return _unknown_option(group, option)
     for key in map(key_of, overrides):  # a config group that the verb does not use
         if f"'{key}'" in str(error) and (configs_dir() / key).is_dir():
-            return _unknown_key(verb, key, [*_file(verb)])
+            return _unknown_key(verb, key, [*yaml_file(verb)])
     return " ".join([line.strip() for line in str(error).splitlines() if line.strip()][:2])
 
 
@@ -125,17 +125,10 @@ def _dotted(node: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-@cache
-def _file(verb: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{verb}.yaml"))  # type: ignore[return-value]
-
-
 def groups_of(verb: str) -> dict[str, str | None]:
     """Return the config groups of a verb with their defaults."""
     found: dict[str, str | None] = {}
-    for choice in _file(verb).get("defaults", ()):
+    for choice in yaml_file(verb).get("defaults", ()):
         if isinstance(choice, dict):
             found |= {group.partition("@")[0]: name for group, name in choice.items()}
         elif choice != "_self_":  # the groups of another verb

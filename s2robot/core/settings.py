@@ -188,7 +188,7 @@ def plain(node: Any) -> Any:
 
 
 @cache
-def _stored(file: str) -> Any:
+def yaml_file(file: str) -> Any:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.load(configs_dir() / f"{file}.yaml"))
@@ -199,7 +199,7 @@ def yaml_defaults(file: str, at: str = "") -> Mapping[str, Any]:
     """Return the values of `configs/<file>.yaml`, or of its node ``at``, without required and interpolated ones."""
     if not file:
         return {}
-    node = _stored(file)
+    node = yaml_file(file)
     parts = at.split(".") if at else []
     if parts and "/" in file and parts[0] not in node:
         # a file of a config group: `train/default` is the node `train`, `policy/head/flow` is `policy.head`
