@@ -35,21 +35,23 @@ CALM = (
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, capsys):
-    """Run `s2robot <arguments>` in this process, in a temporary folder, and restore the state of Hydra.
+    """Run `s2robot <arguments>` in this process, in a temporary folder, where `status` is expected (None: any).
 
     A new process would import torch and the simulator first, which takes longer than most commands here.
+    The state of Hydra is restored.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
     do_inline(monkeypatch)
     singletons, argv = Singleton.get_state(), sys.argv
 
-    def run(*args: object) -> subprocess.CompletedProcess[str]:
+    def run(*args: object, status: int | None = 0) -> subprocess.CompletedProcess[str]:
         words = list(map(str, args))
         capsys.readouterr()
-        status = cli.main(words)
+        result = subprocess.CompletedProcess(words, cli.main(words), *capsys.readouterr())
         assert sys.argv is argv
-        return subprocess.CompletedProcess(words, status, *capsys.readouterr())
+        assert status in (result.returncode, None), result
+        return result
 
     yield run
     Singleton.set_state(singletons)

@@ -46,17 +46,17 @@ def test_run_is_reproduced_here_but_not_by_another_policy(here, save_untrained, 
     policy = save_untrained(tmp_path / "policy", {"env_config": env.model_dump(mode="json")})
     words = ["evaluate.episodes=3", "evaluate.videos=0", "evaluate.workers=1", "env.cameras=[hand,left]"]
     words += ["env.max_steps=4", f"checkpoint={policy}"]
-    assert here("evaluate", *words, "hydra.run.dir=first").returncode == 0
+    here("evaluate", *words, "hydra.run.dir=first")
     first = json.loads((tmp_path / "first" / "episodes.jsonl").read_text().splitlines()[0])
     assert set(first["start"]) == {"state", "frames"}
     (facts := policy / "policy.json").write_text(facts.read_text().replace(str(tiny_encoder), "moved"))
     repeat = "reproduce", "run=first", "checkpoint=policy", "workers=1", f"encoder.checkpoint={tiny_encoder}"
     again = here(*repeat, "margin=0.9", "hydra.run.dir=second")
-    assert again.returncode == 0 and "3 of 3 episodes start identically" in again.stdout, again
+    assert "3 of 3 episodes start identically" in again.stdout
     lines = (tmp_path / "first" / "episodes.jsonl").read_text().replace(first["start"]["frames"], "0" * 12)
     (tmp_path / "first" / "episodes.jsonl").write_text("".join(lines.splitlines(True)[::2]))  # killed
-    other = here(*repeat, "hydra.run.dir=third")
-    assert other.returncode == 4 and "different initial images in 1 of 2 episodes" in other.stdout
+    other = here(*repeat, "hydra.run.dir=third", status=4)
+    assert "different initial images in 1 of 2 episodes" in other.stdout
     wrong = save_untrained(tmp_path / "wrong", {"env_config": env.model_dump(mode="json")}, deltas=0.02)
-    refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth")
-    assert refused.returncode == 2 and "wrong: policy: expected" in refused.stderr
+    refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth", status=2)
+    assert "wrong: policy: expected" in refused.stderr
