@@ -8,7 +8,7 @@ import torch
 
 from s2robot.core.errors import UserError
 from s2robot.policies import Actor, BatchActor
-from tests.policies.small import plan_of
+from tests.policies.small import make_policy, plan_of
 
 
 def fake_encode(frames):
@@ -37,7 +37,7 @@ def run_episode(actor, steps):
     return [features(obs)[None] for obs in seen], states, [actor.act(obs) for obs in seen]
 
 
-def test_planned_actions_are_executed_in_order(make_policy):
+def test_planned_actions_are_executed_in_order():
     policy = make_policy(execute=3)
     actor = Actor(policy, fake_encode)
     maps, states, actions = run_episode(actor, 7)
@@ -49,7 +49,7 @@ def test_planned_actions_are_executed_in_order(make_policy):
     np.testing.assert_array_equal(run_episode(actor, 1)[2], actions[:1])
 
 
-def test_encoding_runs_without_gradients(make_policy):
+def test_encoding_runs_without_gradients():
     seen = []
     actor = Actor(make_policy(), lambda frames: seen.append(torch.is_grad_enabled()) or fake_encode(frames))
     run_episode(actor, 1)
@@ -60,7 +60,7 @@ CASES = [("mlp", 1, None), ("transformer", 3, None), ("mlp", 3, 0.1), ("transfor
 
 
 @pytest.mark.parametrize(("kind", "context", "ensemble"), CASES)
-def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
+def test_batch_agrees_with_single(kind, context, ensemble):
     history = {"action_history": True}
     policy = make_policy(kind=kind, context=context, execute=2, ensemble=ensemble, network=history)
     batch, rows = BatchActor(policy, 3), [2, 0]
@@ -93,7 +93,7 @@ def test_batch_agrees_with_single(make_policy, kind, context, ensemble):
             np.testing.assert_allclose(action, expected[row], atol=1e-5)
 
 
-def test_context_matches_training(make_policy):
+def test_context_matches_training():
     policy = make_policy(kind="transformer", context=3, execute=1)
     maps, states, actions = run_episode(Actor(policy, fake_encode), 4)
     for last in range(4):
@@ -110,7 +110,7 @@ def test_context_matches_training(make_policy):
         np.testing.assert_allclose(actions[last], plan_of(policy, seen)[0, 0].numpy(), atol=1e-5)
 
 
-def test_ensemble_weights(make_policy):
+def test_ensemble_weights():
     policy = make_policy(ensemble=0.5, chunk=3)
     maps, states, actions = run_episode(Actor(policy, fake_encode), 5)
     plans = [policy.plan_members(policy.pool(f), s)[0, 0] for f, s in zip(maps, states, strict=True)]
@@ -122,7 +122,7 @@ def test_ensemble_weights(make_policy):
         assert actions[step][7] == (soft[7] > 0.5)
 
 
-def test_degrees_and_small_frames_warn_once(make_policy):
+def test_degrees_and_small_frames_warn_once():
     actor = Actor(make_policy(execute=1), lambda frames: np.zeros((1, len(frames), 9, 5)), {"hand": (8, 8)})
     obs = observation(0)
     degrees, small = r"proprio\[2\] is 45", r"camera 'hand' has 4 x 6 px, .* 8 x 8"
@@ -133,7 +133,7 @@ def test_degrees_and_small_frames_warn_once(make_policy):
 
 
 @pytest.mark.parametrize("kind", ["diffusion", "flow", "gmm", "act"])
-def test_each_episode_draws_noise_that_its_seed_reproduces(make_policy, kind):
+def test_each_episode_draws_noise_that_its_seed_reproduces(kind):
     more = {"draw": True} if kind == "act" else {"spread": 0.5} if kind == "gmm" else {}
     policy, plans = make_policy(head={"kind": kind, **more}), []
     for actor in (Actor(policy, fake_encode), Actor(policy, fake_encode)):
@@ -157,7 +157,7 @@ BAD = [
 
 @pytest.mark.parametrize(("key", "value"), BAD)
 @pytest.mark.parametrize("step", [0, 1])
-def test_invalid_observation_is_rejected_at_every_step(make_policy, key, value, step):
+def test_invalid_observation_is_rejected_at_every_step(key, value, step):
     """With and without a plan due; the next valid observation gets the same action as without the error."""
     policy, map_of = make_policy(execute=3), lambda height, width: (height // 2, width // 2)
     actor, other = (Actor(policy, fake_encode, map_of=map_of) for _ in range(2))

@@ -13,7 +13,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
 from s2robot.policies import check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.checkpoint import write_card
-from tests.policies.small import plan_of
+from tests.policies.small import make_batch, make_policy, plan_of
 
 CONTRACT = {
     "encoder": {"name": "tiny", "fingerprint": "abc123", "scales": [1, 2]}, "cameras": ["hand", "left"],
@@ -24,7 +24,7 @@ CONTRACT = {
 
 
 @pytest.mark.parametrize(("kind", "head"), [("mlp", "regression"), ("transformer", "regression"), ("mlp", "diffusion")])  # fmt: skip
-def test_round_trip_is_bit_exact(tmp_path, make_policy, make_batch, kind, head):
+def test_round_trip_is_bit_exact(tmp_path, kind, head):
     policy = make_policy(kind=kind, context=2, action_target="cumulative", head={"kind": head})
     save_checkpoint(tmp_path / "best", policy, CONTRACT)
     loaded, contract = load_checkpoint(tmp_path / "best")
@@ -42,7 +42,7 @@ def killed(*_):
     raise KeyboardInterrupt
 
 
-def test_interrupted_replacement_keeps_a_checkpoint(tmp_path, make_policy, monkeypatch):
+def test_interrupted_replacement_keeps_a_checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "last"
     old, new = make_policy(), make_policy(chunk=2)
     save_checkpoint(folder, old, CONTRACT)
@@ -59,7 +59,7 @@ def test_interrupted_replacement_keeps_a_checkpoint(tmp_path, make_policy, monke
     assert os.listdir(tmp_path) == ["last"]
 
 
-def test_rejected_save_writes_nothing(tmp_path, make_policy):
+def test_rejected_save_writes_nothing(tmp_path):
     policy = make_policy()
     for key, contract in {
         "robot": {k: v for k, v in CONTRACT.items() if k != "robot"},
@@ -76,7 +76,7 @@ def test_rejected_save_writes_nothing(tmp_path, make_policy):
     assert (tmp_path / "home/thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == ["home"]
 
 
-def test_invalid_checkpoints_are_rejected(tmp_path, make_policy):
+def test_invalid_checkpoints_are_rejected(tmp_path):
     fresh = save_checkpoint(tmp_path / "p", make_policy(), CONTRACT)
     tensors, record = fresh / "policy.safetensors", fresh / "policy.json"
     content, text = tensors.read_bytes(), record.read_text()
@@ -134,7 +134,7 @@ def test_check_contract():
             check_contract(CONTRACT, **{key: other})
 
 
-def test_writing_the_card_changes_only_the_card(tmp_path, make_policy):
+def test_writing_the_card_changes_only_the_card(tmp_path):
     parts = [{"name": "arm", "size": 7, "kind": "delta"}, {"name": "gripper", "size": 1, "kind": "binary"}]
     policy = make_policy(action_parts=tuple(parts))
     folder = save_checkpoint(tmp_path / "a", policy, CONTRACT | {"action_parts": parts})

@@ -15,7 +15,7 @@ from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
 from s2robot.policies.heads import HEADS, HeadSizes, build_head, read_head
 from s2robot.policies.heads.head import signed, unsigned
 from s2robot.policies.parts import Parts
-from tests.policies.small import plan_of, small_spec
+from tests.policies.small import make_batch, make_policy, plan_of, small_spec
 
 SMALL = {
     **dict.fromkeys(("mip", "flow", "diffusion"), {"width": 32, "layers": 2}), "gmm": {"components": 3, "spread": 0.1},
@@ -68,7 +68,7 @@ def test_both_ways_around_a_post_are_sampled(kind, steps, more):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_plans_do_not_depend_on_concurrent_episodes(make_policy, make_batch, kind):
+def test_plans_do_not_depend_on_concurrent_episodes(kind):
     policy = make_policy(head=small(kind, **(DRAW if kind == "act" else {})))
     batch = make_batch(policy)
 
@@ -269,7 +269,7 @@ def single_member(policy, member):
 
 @pytest.mark.parametrize("kind", [*HEADS, "flow, U-Net"])
 @pytest.mark.parametrize("body", ["mlp", "rnn", "transformer"])
-def test_ensemble_members_match_separate_networks(make_policy, make_batch, kind, body):
+def test_ensemble_members_match_separate_networks(kind, body):
     policy = make_policy(head=small(kind), kind=body, members=3, context=2)
     batch = make_batch(policy)
     state = batch["proprio"], batch["past_actions"]

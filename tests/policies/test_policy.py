@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state
 from s2robot.core.errors import UserError
 from s2robot.policies import ChunkPolicy, PolicySpec
 from s2robot.policies.bodies.mlp import Dense
-from tests.policies.small import plan_of
+from tests.policies.small import make_batch, make_policy, plan_of
 
 KINDS = ["mlp", "transformer"]
 CAUSAL = {"causal": True, "action_history": True}
@@ -19,7 +19,7 @@ CAUSAL = {"causal": True, "action_history": True}
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("context", [1, 3])
 @pytest.mark.parametrize("network", [{}, {"action_history": True, "proprio_history": False}])
-def test_shapes(make_policy, make_batch, kind, context, network):
+def test_shapes(kind, context, network):
     policy = make_policy(kind=kind, context=context, network=network, action_target="cumulative").train()
     batch = make_batch(policy)
     loss, scalars = policy(batch)
@@ -37,7 +37,7 @@ CASES = [("mlp", {}), ("mlp", HISTORY), ("transformer", {"causal": False}), ("tr
 
 
 @pytest.mark.parametrize(("kind", "network"), CASES)
-def test_padding_does_not_matter(make_policy, make_batch, kind, network):
+def test_padding_does_not_matter(kind, network):
     policy = make_policy(kind=kind, context=4, network=network)
     batch = make_batch(policy)
     batch["pad"][0, :2] = batch["pad"][1, :3] = True
@@ -53,7 +53,7 @@ def test_padding_does_not_matter(make_policy, make_batch, kind, network):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("history", [True, False])
-def test_last_action_is_hidden_and_history_can_be_disabled(make_policy, make_batch, kind, history):
+def test_last_action_is_hidden_and_history_can_be_disabled(kind, history):
     policy = make_policy(kind=kind, context=3, network={"action_history": history})
     batch = make_batch(policy)
     out = [plan_of(policy, batch)]
@@ -71,7 +71,7 @@ def huber(error: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("target", ["delta", "cumulative"])
 @pytest.mark.parametrize("joint_loss", ["huber", "mse"])
 @pytest.mark.parametrize("gripper_loss", ["bce", "huber"])
-def test_loss_is_exact_and_ignores_padding(make_policy, make_batch, target, joint_loss, gripper_loss):
+def test_loss_is_exact_and_ignores_padding(target, joint_loss, gripper_loss):
     losses = {"joint_loss": joint_loss, "gripper_loss": gripper_loss, "gripper_weight": 0.3}
     policy = make_policy(action_target=target, **losses)
     batch = make_batch(policy)
@@ -101,7 +101,7 @@ def test_loss_is_exact_and_ignores_padding(make_policy, make_batch, target, join
     assert torch.equal(policy.loss(batch)[0], loss)
 
 
-def test_soft_gripper_training_noise_and_zero_features(make_policy, make_batch):
+def test_soft_gripper_training_noise_and_zero_features():
     policy = make_policy(binary_gripper=False, proprio_noise=0.1)
     batch = make_batch(policy)
     gripper = plan_of(policy, batch)[..., -1]
@@ -143,7 +143,7 @@ def test_steps_from_the_measured_pose_are_not_summed():
             assert PolicySpec.from_dict(data, action_frame=frame).action_target == expected
 
 
-def test_causal_body_trains_every_step_like_the_last(make_policy, make_batch):
+def test_causal_body_trains_every_step_like_the_last():
     policy = make_policy(kind="transformer", context=4, network=CAUSAL)
     torch.nn.init.normal_(policy.network.body.distance)
     batch = make_batch(policy)

@@ -7,20 +7,18 @@ import sys
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 from hydra.core.singleton import Singleton
 
 from s2robot import cli
 from s2robot.core.parts import plain
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.real.emulator.side import SideChannel
-from s2robot.policies import ChunkPolicy, save_checkpoint
+from s2robot.policies import save_checkpoint
 from tests import forks
 from tests.configs import composed
 from tests.inline import do_inline
-from tests.policies.small import small_spec
+from tests.policies.small import untrained
 from tests.s2robot.pictures import write_pictures
 
 CAMERAS = ("hand", "left")
@@ -58,31 +56,7 @@ def here(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def untrained():
-    """Make a policy with random weights and a plausible normaliser for an encoder; `changes` override its spec."""
-
-    def make(encoder, deltas: float = 0.03, **changes) -> ChunkPolicy:
-        values = {
-            "cameras": list(CAMERAS), "dim": encoder.dim, "tokens": encoder.num_tokens, "chunk": 4, "execute": 2,
-            "network": {"image_dim": 8, "state_dim": 8, "hidden": [16]}, "pooling": {"keypoints": 4, "values": 2},
-        }  # fmt: skip
-        torch.manual_seed(0)
-        policy = ChunkPolicy(small_spec(**values | changes))
-        rng, numbers = np.random.default_rng(0), policy.spec.action_dim
-        joints = numbers - ((changes.get("action_parts") or [{"name": "gripper"}])[-1]["name"] == "gripper")
-        moves, closes = rng.normal(0, deltas, (50, joints)), rng.integers(0, 2, (50, numbers - joints))
-        actions = np.append(moves, closes, 1)
-        size = len(policy.spec.cameras), encoder.dim
-        moments = np.zeros(size), np.ones(size)
-        chunks = np.repeat(actions[:, None], policy.spec.chunk, 1)  # (50, K, A)
-        policy.fit_normaliser(rng.normal(size=(50, policy.spec.proprio_dim)), actions, chunks, None, moments)
-        return policy.eval()
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def save_untrained(tiny_encoder, untrained):
+def save_untrained(tiny_encoder):
     """Save an untrained policy like `s2robot train`; `deltas` rad per step, `contract` overrides its contract."""
     settings = {"name": "mvp-tiny", "checkpoint": str(tiny_encoder), "scales": [1, 2]}
 

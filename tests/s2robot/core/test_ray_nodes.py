@@ -15,6 +15,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_picker import PickerConfig
 from s2robot.evaluation.rollouts import LearnedPlanner, run_episodes
 from s2robot.features import FeaturesSettings, encode_demos
+from tests.policies.small import untrained
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 CAMERAS = ("hand", "left")
@@ -28,7 +29,7 @@ def bytes_of(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_episode_of_a_dead_node_is_repeated(tiny_encoder, untrained, tmp_path, monkeypatch):
+def test_episode_of_a_dead_node_is_repeated(tiny_encoder, tmp_path, monkeypatch):
     """Demos, features and an evaluation, which another engine can resume."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

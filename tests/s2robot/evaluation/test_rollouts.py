@@ -26,6 +26,7 @@ from s2robot.evaluation.video import film, film_episodes
 from s2robot.policies import BatchActor, ChunkPolicy
 from tests.configs import composed
 from tests.inline import do_inline
+from tests.policies.small import untrained
 
 CAMERAS, SEED = ("hand", "left"), 9000
 CONFIG = CubePickConfig(cameras=CAMERAS, image_size=32, max_steps=8)
@@ -46,7 +47,7 @@ def rollouts(encoder, policy, folder, episodes=3, workers=1, **more):
     return run_episodes(CONFIG, planner, episodes, SEED, workers, folder / "episodes.jsonl", **more)
 
 
-def test_same_seed_gives_the_same_records(encoder, untrained, tmp_path, request):
+def test_same_seed_gives_the_same_records(encoder, tmp_path, request):
     """In worker processes, and in this process one episode at a time."""
     done, policy = [], untrained(encoder)
     first = rollouts(encoder, policy, tmp_path, workers=2, progress=lambda count, good: done.append(count))
@@ -119,7 +120,7 @@ def test_workers_that_render_videos_do_not_load_torch():
     assert subprocess.check_output([sys.executable, "-c", script], text=True, timeout=120) == "False\n"
 
 
-def test_record_stores_the_disagreement_of_the_members(encoder, untrained, tmp_path, in_process, monkeypatch):
+def test_record_stores_the_disagreement_of_the_members(encoder, tmp_path, in_process, monkeypatch):
     values = []
 
     def disagreement(self, plans):
@@ -134,7 +135,7 @@ def test_record_stores_the_disagreement_of_the_members(encoder, untrained, tmp_p
     assert "disagreement" not in rollouts(encoder, untrained(encoder), tmp_path, episodes=1).records[0]
 
 
-def test_evaluation_resumes_from_its_journal(encoder, untrained, tmp_path, in_process):
+def test_evaluation_resumes_from_its_journal(encoder, tmp_path, in_process):
     """Episodes with a torn line or lost actions are repeated; other settings are rejected."""
     settings, ran = {"policy": "p", "env": {"cube_size": 0.04}}, []
 
@@ -161,7 +162,7 @@ def test_evaluation_resumes_from_its_journal(encoder, untrained, tmp_path, in_pr
     assert run(1, settings=other, resume=False).records == first.records[:1] and ran == [1]
 
 
-def test_policy_with_a_context_acts_equally_in_a_batch_and_alone(encoder, untrained, tmp_path, in_process):
+def test_policy_with_a_context_acts_equally_in_a_batch_and_alone(encoder, tmp_path, in_process):
     """Chunks of two steps, as in an evaluation, and single steps give the same actions."""
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
     policy = untrained(encoder, kind="transformer", context=3, network=network)
