@@ -135,6 +135,14 @@ def recorded(tmp_path_factory):
 
 
 @pytest.fixture
+def inline(monkeypatch):
+    """Run the work of worker processes in the test's own process."""
+    from tests.inline import do_inline
+
+    do_inline(monkeypatch)
+
+
+@pytest.fixture
 def realsense(monkeypatch):
     """A stand-in for `pyrealsense2` with one camera, number 0042, that returns 96 x 72 at 20 Hz.
 

@@ -43,8 +43,7 @@ def test_contents_of_a_recording(recorded):
     assert world_of_demos(store, cameras=("left",)).cameras == ("left",)
 
 
-def test_unreachable_box_is_one_error_line(tmp_path, monkeypatch):
-    do_inline(monkeypatch)
+def test_unreachable_box_is_one_error_line(inline, tmp_path):
     far = CubePickConfig(box_x=(0.5, 0.5), max_steps=2)
     with pytest.raises(UserError, match=r"the expert failed 11 of 11 episodes; check the task"):
         record(tmp_path / "far.zarr", far, PickerConfig(), 1, 0, 1)
@@ -294,9 +293,8 @@ def test_expert_takeover_continues_from_the_gripper_state(world):
 
 
 @pytest.fixture
-def source(tmp_path, labelled, monkeypatch):
+def source(inline, tmp_path, labelled):
     """A dataset of one episode without expert labels."""
-    do_inline(monkeypatch)
     plain = {key: array for key, array in labelled[0].items() if key not in ("expert", "imitate")}
     attributes = recorder.demo_attributes(CubePickConfig(), PickerConfig(), SEED)
     return as_store(tmp_path / "source.zarr", attributes, plain)

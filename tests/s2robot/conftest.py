@@ -17,7 +17,6 @@ from s2robot.envs.real.emulator.side import SideChannel
 from s2robot.policies import save_checkpoint
 from tests import forks
 from tests.configs import composed
-from tests.inline import do_inline
 from tests.policies.small import untrained
 from tests.s2robot.pictures import write_pictures
 
@@ -32,7 +31,7 @@ CALM = (
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
+def here(inline, tmp_path, monkeypatch, capsys):
     """Run `s2robot <arguments>` in this process, in a temporary folder, where `status` is expected (None: any).
 
     A new process would import torch and the simulator first, which takes longer than most commands here.
@@ -40,7 +39,6 @@ def here(tmp_path, monkeypatch, capsys):
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
-    do_inline(monkeypatch)
     singletons, argv = Singleton.get_state(), sys.argv
 
     def run(*args: object, status: int | None = 0) -> subprocess.CompletedProcess[str]:

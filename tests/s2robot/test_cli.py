@@ -19,14 +19,12 @@ from s2robot.config import task_settings
 from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
 from tests.configs import composed
-from tests.inline import do_inline
 
 
 @pytest.fixture
-def s2robot(tmp_path, monkeypatch, capsys):
+def s2robot(inline, tmp_path, monkeypatch, capsys):
     """Run a command in an empty folder of this process: its exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
-    do_inline(monkeypatch)
 
     def run(*words: str) -> tuple[int, str, str]:
         return main(words), *capsys.readouterr()

@@ -52,8 +52,7 @@ def test_demos_policy_evaluation_and_report(run):
     assert len(list((run / "videos").glob("*.mp4"))) == 1
 
 
-def test_demos_of_a_task_with_a_queryable_expert_are_relabelled(tmp_path, monkeypatch):
-    do_inline(monkeypatch)
+def test_demos_of_a_task_with_a_queryable_expert_are_relabelled(inline, tmp_path):
     task = [*POINT, "workers=1"]
     demos, out = tmp_path / "demos.zarr", tmp_path / "relabelled.zarr"
     words = ["episodes=1", "expert=0", f"out={demos}", f"hydra.run.dir={tmp_path / 'a'}"]
@@ -77,13 +76,12 @@ def test_demos_of_a_task_with_a_queryable_expert_are_relabelled(tmp_path, monkey
         ('{"top": self._r', '{"front": self._r', "'top': expected uint8 (64, 64, 3), got none"),
     ],
 )
-def test_error_names_the_fault_in_the_task_file(tmp_path, monkeypatch, capsys, old, new, words):
+def test_error_names_the_fault_in_the_task_file(inline, tmp_path, monkeypatch, capsys, old, new, words):
     module = f"pusher_{abs(hash(new))}"  # a new name each time, because bytecode is cached by time and size
     code = (FOLDER / "pusher.py").read_text(encoding="utf-8")
     assert old in code
     (tmp_path / f"{module}.py").write_text(code.replace(old, new), encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    do_inline(monkeypatch)
     where = [f"task.class={module}:Pusher", "workers=1", "episodes=1", f"hydra.run.dir={tmp_path / 'run'}"]
     try:
         assert main(["record", *TASK, *where]) == 2

@@ -20,7 +20,6 @@ from s2robot.encoders.tuning import FullEncoder
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.training.train import _Run
-from tests.inline import do_inline
 from tests.s2robot.test_tuned import SIZES, make_demos, task_of, trained
 from tests.s2robot.training.small import CAMERAS, Killed, about
 
@@ -50,8 +49,7 @@ def full_task(demos: Path, encoder=None, cameras=CAMERAS, policy=None, **changes
 
 
 @pytest.fixture
-def demos(tmp_path, monkeypatch):
-    do_inline(monkeypatch)
+def demos(inline, tmp_path):
     return make_demos(tmp_path / "demos.zarr")
 
 

@@ -21,7 +21,6 @@ from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TuneSettings
-from tests.inline import do_inline
 from tests.s2robot.training.small import CAMERAS, CONTRACT, about, make_settings
 
 FROZEN = {"blocks": 0}
@@ -67,8 +66,7 @@ def trained(task: pipeline.Task, out: Path) -> Path:
 
 
 @pytest.fixture
-def demos(tmp_path, monkeypatch):
-    do_inline(monkeypatch)
+def demos(inline, tmp_path):
     return make_demos(tmp_path / "demos.zarr")
 
 

@@ -19,15 +19,10 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.tasks import make, settings_class
-from tests.inline import do_inline
 
 STEPS, SEED, PATIENCE = 2, 900, 3
 CAMERAS = ("hand", "left")
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    do_inline(monkeypatch)
+pytestmark = pytest.mark.usefixtures("inline")
 
 
 @pytest.fixture(scope="session")

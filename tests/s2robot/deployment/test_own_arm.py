@@ -21,7 +21,6 @@ from s2robot.envs.real.arms.description import ArmDescription
 from tests.configs import composed
 from tests.envs.real.home import HOME, OWN, described
 from tests.envs.real.test_own_driver import box  # noqa: F401
-from tests.inline import do_inline
 
 
 @pytest.fixture
@@ -106,14 +105,13 @@ def test_configured_home_replaces_the_simulated_start():
         described("xarm7", points=described("ur5e").points)
 
 
-def test_documented_commands_run_as_written(tiny_encoder, calm, tmp_path, monkeypatch, capsys):
+def test_documented_commands_run_as_written(inline, tiny_encoder, calm, tmp_path, monkeypatch, capsys):
     """Run the commands of docs/own-arm.md with smaller frames, a smaller encoder and generous time limits."""
     page = (OWN.parents[1] / "docs" / "own-arm.md").read_text(encoding="utf-8")
     enter, demos, train, live = (shlex.split(line) for line in re.findall("^    (.*)$", page, re.MULTILINE))
     assert enter == ["cd", "examples/own_arm"] and demos[1] == "../own_demos.py"
     shutil.copytree(OWN, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    do_inline(monkeypatch)
     store = importlib.import_module("examples.own_demos").main([*demos[2:], "--size", "64"])
     assert store["action"].shape[1] == 7
     small = ["features.cache=cache", "features.workers=1", f"encoder.checkpoint='{tiny_encoder}'"]

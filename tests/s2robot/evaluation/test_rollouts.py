@@ -25,7 +25,6 @@ from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, World, run_
 from s2robot.evaluation.video import film, film_episodes
 from s2robot.policies import BatchActor, ChunkPolicy
 from tests.configs import composed
-from tests.inline import do_inline
 from tests.policies.small import untrained
 
 CAMERAS, SEED = ("hand", "left"), 9000
@@ -35,11 +34,6 @@ CONFIG = CubePickConfig(cameras=CAMERAS, image_size=32, max_steps=8)
 @pytest.fixture(scope="module")
 def encoder(tiny_encoder):
     return build_encoder({"name": "mvp-tiny", "checkpoint": str(tiny_encoder)})
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    do_inline(monkeypatch)
 
 
 def rollouts(encoder, policy, folder, episodes=3, workers=1, **more):
@@ -55,7 +49,7 @@ def test_same_seed_gives_the_same_records(encoder, tmp_path, request):
     assert [r["seed"] for r in first.records] == [SEED, SEED + 1, SEED + 2]
     assert all(first.spent[f"{name}_s"] > 0 for name in ("simulate", "encode", "policy"))
 
-    request.getfixturevalue("in_process")
+    request.getfixturevalue("inline")
     again = rollouts(encoder, untrained(encoder), tmp_path)
     assert again.records == first.records
     for i, actions in first.actions.items():
@@ -120,7 +114,7 @@ def test_workers_that_render_videos_do_not_load_torch():
     assert subprocess.check_output([sys.executable, "-c", script], text=True, timeout=120) == "False\n"
 
 
-def test_record_stores_the_disagreement_of_the_members(encoder, tmp_path, in_process, monkeypatch):
+def test_record_stores_the_disagreement_of_the_members(encoder, tmp_path, inline, monkeypatch):
     values = []
 
     def disagreement(self, plans):
@@ -135,7 +129,7 @@ def test_record_stores_the_disagreement_of_the_members(encoder, tmp_path, in_pro
     assert "disagreement" not in rollouts(encoder, untrained(encoder), tmp_path, episodes=1).records[0]
 
 
-def test_evaluation_resumes_from_its_journal(encoder, tmp_path, in_process):
+def test_evaluation_resumes_from_its_journal(encoder, tmp_path, inline):
     """Episodes with a torn line or lost actions are repeated; other settings are rejected."""
     settings, ran = {"policy": "p", "env": {"cube_size": 0.04}}, []
 
@@ -162,7 +156,7 @@ def test_evaluation_resumes_from_its_journal(encoder, tmp_path, in_process):
     assert run(1, settings=other, resume=False).records == first.records[:1] and ran == [1]
 
 
-def test_policy_with_a_context_acts_equally_in_a_batch_and_alone(encoder, tmp_path, in_process):
+def test_policy_with_a_context_acts_equally_in_a_batch_and_alone(encoder, tmp_path, inline):
     """Chunks of two steps, as in an evaluation, and single steps give the same actions."""
     network = {"width": 16, "blocks": 1, "heads": 2, "dropout": 0.0, "action_history": True}
     policy = untrained(encoder, kind="transformer", context=3, network=network)
@@ -187,7 +181,7 @@ def test_policy_with_a_context_acts_equally_in_a_batch_and_alone(encoder, tmp_pa
     assert np.allclose(batched.actions[0], np.stack(alone), atol=1e-4)
 
 
-def test_demos_of_the_same_positions_succeed_and_can_be_rendered(recorded, tmp_path, in_process):
+def test_demos_of_the_same_positions_succeed_and_can_be_rendered(recorded, tmp_path, inline):
     store, config = EpisodeStore.open(recorded), CubePickConfig(cameras=("left",), image_size=16)
     done = run_episodes(config, NearestDemo(store, CubePickConfig), 2, 500, 1, tmp_path / "episodes.jsonl")
     assert [r["success"] for r in done.records] == [True] * 2
@@ -281,7 +275,7 @@ def test_world_changes_compare_only_facts_known_to_both_sides():
     assert camera_changes(here, carried) == ["camera left on world -> robot0_right_hand"]
 
 
-def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, in_process):
+def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, inline):
     """Moved cameras keep their names and config: only the geometry differs."""
     folder, out = tmp_path / "checkpoint", tmp_path / "out"
     shutil.copytree(checkpoint, folder)

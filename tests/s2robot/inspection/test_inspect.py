@@ -21,7 +21,6 @@ from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
 from s2robot.inspection.tables import Columns, FrameStats, Table, curves, plots, tables
 from tests.browser import BROWSER, chromium
 from tests.demos.test_store import ATTRIBUTES
-from tests.inline import do_inline
 
 CUPS = ATTRIBUTES | {
     "joint_names": [], "cameras": ["top", "wrist/left"], "camera_geometry": {}, "env_config": {}, "kind": "images",
@@ -49,9 +48,8 @@ def episode(i: int, length: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def cups(tmp_path, monkeypatch):
+def cups(inline, tmp_path, monkeypatch):
     """Four episodes, the third a failure; videos are made in this process, with a separate cache."""
-    do_inline(monkeypatch)
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path / "cache"))
     with EpisodeStore.create(tmp_path / "cups.zarr", CUPS) as store:
         for i, length in enumerate(LENGTHS):

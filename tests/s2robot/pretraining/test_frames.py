@@ -23,7 +23,6 @@ from s2robot.pretraining import render
 from s2robot.pretraining.frames import FrameBank, read_image
 from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
 from tests.demos.test_store import IMAGES
-from tests.inline import do_inline
 from tests.s2robot.pictures import noise
 
 
@@ -205,9 +204,8 @@ def test_store_of_states_is_rendered_once(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def six_frames(monkeypatch):
+def six_frames(inline, monkeypatch):
     """Six frames per seed: two moments of an episode from three cameras."""
-    do_inline(monkeypatch)
     monkeypatch.setattr(render, "_FRAMES_PER_SEED", 6)
 
 

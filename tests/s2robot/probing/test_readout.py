@@ -17,7 +17,6 @@ from s2robot.probing import readout
 from s2robot.probing.frames import FrameFeatures, FrameSettings, draw_episode
 from s2robot.probing.readout import GRIPPER, MEAN, PLACE, ZERO, pose_scores, pose_targets
 from s2robot.probing.report import interval, resample
-from tests.inline import do_inline
 
 WORLD, FRAMES = CubePickConfig(image_size=64), 3
 
@@ -43,9 +42,8 @@ def tokens(episodes: int, dim: int, seed: int) -> np.ndarray:
     return values * rng.uniform(0.1, 9, dim) + rng.normal(size=dim) * 5
 
 
-def test_seed_determines_frames_and_only_missing_ones_are_rendered(tmp_path, monkeypatch):
+def test_seed_determines_frames_and_only_missing_ones_are_rendered(inline, tmp_path, monkeypatch):
     monkeypatch.setenv("S2ROBOT_CACHE", str(tmp_path))
-    do_inline(monkeypatch)
     encoder = build_encoder({"name": "mvp-tiny", "scales": [1]})
     cfg = config(2, 2).replace(world=WORLD, image_size=64, frames=2, workers=1)
     data = FrameFeatures(cfg, [encoder])
@@ -281,9 +279,8 @@ def probe(kind: str, out, *changes: str) -> dict:
     return json.loads((out / f"{kind}.json").read_text())
 
 
-def test_readout_command_on_real_encoders(tmp_path, monkeypatch, capsys):
+def test_readout_command_on_real_encoders(inline, tmp_path, monkeypatch, capsys):
     """mvp-tiny at one scale and with S2; a second run renders and encodes nothing and returns the same results."""
-    do_inline(monkeypatch)
     report = probe("readout", tmp_path / "a", "~probe.encoders.s2-pretrained", "~probe.encoders.two-averaged")
     keys = {(r["encoder"], r["pool"], r["cameras"], r["subset"]) for r in report["results"]}
     assert len(report["results"]) == len(keys) == (2 * 2 * 3 + 2) * 2
@@ -302,8 +299,7 @@ def test_readout_command_on_real_encoders(tmp_path, monkeypatch, capsys):
     assert all(again[key] == report[key] for key in ("results", "differences"))
 
 
-def test_information_command_reconstructs_one_encoder_from_others(tmp_path, monkeypatch, capsys):
-    do_inline(monkeypatch)
+def test_information_command_reconstructs_one_encoder_from_others(inline, tmp_path, capsys):
     target = ("probe.target.name=mvp-tiny-s2", "probe.target.dtype=float32", "probe.upper=base-s2")
     itself = "+probe.sources.itself={name: mvp-tiny-s2, scales: [1], dtype: float32}"
     report = probe("information", tmp_path, *target, "~probe.sources.base-s2-pretrained", itself)
