@@ -105,10 +105,7 @@ class ArmSession(Subscriber):
         return self.runtime.go_to(goal)
 
     def ready(self, world: CubePickConfig, seed: int) -> Placing:
-        """Move the arm to the start of an episode, stop it, and have the cube placed.
-
-        Raises EnvError if the operator said no, or the arm could not be armed, did not arrive or was stopped.
-        """
+        """Move the arm to the start of an episode, stop it, and have the cube placed, like `ArmRuntime.ready`."""
         placing = Placing.draw(world, seed)
         if self.arm.bench.home is not None:
             placing = replace(placing, start_joints=self.arm.bench.start)
