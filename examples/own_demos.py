@@ -30,15 +30,16 @@ ATTRIBUTES = {
 }
 
 
-def episodes(start: np.ndarray, count: int, steps: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+def episodes(arm: ArmDescription, count: int, steps: int, size: int) -> Iterator[dict[str, np.ndarray]]:
     """Stand in for your own source: the arm moves at random and the cameras show noise."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        joints = start + np.cumsum(rng.normal(0, 0.01, (steps + 1, len(start))), 0)  # (T + 1, N) rad
-        gripper = np.arange(steps) > steps // 2  # closes halfway
+        joints = arm.start + np.cumsum(rng.normal(0, 0.01, (steps + 1, len(arm.start))), 0)  # (T + 1, N) rad
+        gripper = (np.arange(steps) > steps // 2)[:, None]  # closes halfway
+        gripper = gripper[:, : arm.gripper is not None]  # (T, 1), or (T, 0) for an arm without one
         yield {
             **{f"images_{c}": rng.integers(0, 256, (steps, size, size, 3), np.uint8) for c in CAMERAS},
-            # both float32 (T, N + 1); proprio is what was measured before the action
+            # both float32, (T, N + 1) with a gripper; proprio is what was measured before the action
             "proprio": np.column_stack([joints[:-1], 1.0 - gripper]).astype(np.float32),
             "action": np.column_stack([np.diff(joints, axis=0), gripper]).astype(np.float32),
         }
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> EpisodeStore:
     about = {"robot": arm.name, "joint_names": list(arm.joint_names)}
     parts = {f"{key}_parts": plain(arm.parts(key)) for key in ("action", "proprio")}  # meaning of the values
     with EpisodeStore.create(args.path, ATTRIBUTES | about | parts) as store:
-        for episode in episodes(arm.start, args.episodes, args.steps, args.size):
+        for episode in episodes(arm, args.episodes, args.steps, args.size):
             store.append(episode)  # atomic; wrong shapes and types are rejected by name
     store = EpisodeStore.open(args.path)
     print(f"{len(store)} episodes, {store.num_steps} steps: {store.path}")

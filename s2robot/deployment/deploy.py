@@ -107,7 +107,7 @@ class LiveSession:
         self.board = Board(arm.readers, True, settings.episodes, arm.limits.rate_hz)
         self.board.max_steps = arm.bridge.loop.max_steps
         self.log = EpisodeLog(arm.limits)
-        self.records: list[dict[str, Any]] = []
+        self.records, self.moved = list[dict[str, Any]](), False  # `moved`: the arm may have moved
         self.store = self._open_store(settings.record) if settings.record else None
         self.recorder = [] if self.store is None else [EpisodeRecorder(self.store)]
         self.session = rig.session([self.board, self.log, *self.recorder])
@@ -115,17 +115,23 @@ class LiveSession:
     def run(self) -> bool:
         """Run all episodes; False after a fault. Raises KeyboardInterrupt after Ctrl-C, with the arm stopped."""
         stop, fault, summary = self.session.stop, "", self.out / "summary.json"
-        with ExitStack() as stack:
-            if self.store is not None:
-                stack.enter_context(self.store)
-            stack.callback(self._write_summary, summary)
-            stack.enter_context(self.session.started())
-            for i in range(self.settings.episodes):
-                if fault := self.episode(i):
-                    print(f"FAULT: {fault}", flush=True)
-                if fault or stop.requested():
-                    break
-        if fault:
+        try:
+            with ExitStack() as stack:
+                if self.store is not None:
+                    stack.enter_context(self.store)
+                stack.callback(self._write_summary, summary)
+                stack.enter_context(self.session.started())
+                for i in range(self.settings.episodes):
+                    if fault := self.episode(i):
+                        print(f"FAULT: {fault}", flush=True)
+                    if fault or stop.requested():
+                        break
+        except UserError as error:
+            if not self.moved:
+                raise
+            fault = str(error)
+            print(f"FAULT: {fault}", flush=True)
+        if fault and self.session.runtime.confirmed:
             print("The arm is stopped. Inspect the arm before doing anything else.", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
         if stop.interrupted:
@@ -159,7 +165,7 @@ class LiveSession:
         try:
             with board.shown():
                 operator.watch()
-                board.doing = "moving to the start"
+                board.doing, self.moved = "moving to the start", True
                 there = session.go_to(self.rig.arm.bench.start)
                 if there and (start := operator.lay(seed)) is not None:  # with the emulator
                     there = session.go_to(start)
@@ -174,8 +180,6 @@ class LiveSession:
         log, actor, watchdog = self.log, self.rig.policy.actor, self.session.runtime.loop.watchdog
         self.board.judged += 1
         self.board.successes += success
-        for recorder in self.recorder:
-            recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
         log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
         counts = log.summary()
         self.records.append({
@@ -187,6 +191,8 @@ class LiveSession:
         watchdog.history.clear()
         ended = f"{'success' if success else 'no success'}, {len(log.actions)} decisions, {outcome.cause}"
         print(f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {ended}", flush=True)
+        for recorder in self.recorder:  # last: the disk may be full
+            recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
 
     def _open_store(self, path: str) -> EpisodeStore:
         """Open the store to which every episode is appended. Raises DatasetError, UserError: another dataset."""

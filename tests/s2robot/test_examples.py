@@ -47,6 +47,10 @@ def test_own_demos_and_own_encoder(tmp_path):
     assert len(store) == 2 and store.num_steps == 10
     features = example("own_encoder", tmp_path / "mine.zarr")
     assert features.shape == (10, 3, 16, 64) and np.isfinite(features).all()
+    bare = (EXAMPLES / "own_arm/configs/robot/ur5e.yaml").read_text(encoding="utf-8")
+    (tmp_path / "bare.yaml").write_text(bare.replace("gripper: binary", "gripper: null"))
+    store = example("own_demos", tmp_path / "bare.zarr", "--arm", tmp_path / "bare.yaml", "--size", 32)
+    assert store["action"].shape == store["proprio"].shape == (60, 6)
 
 
 def test_train_by_hand(tmp_path):

@@ -218,10 +218,12 @@ class ControlLoop:
         now, limits = self.clock.now(), self.watchdog.limits
         gap, episode.alive = now - episode.alive, now
         assert self.sensors.state is not None
-        suspended = gap > limits.gap or now - self.sensors.state.t_mono > limits.state_fault
-        if suspended:
-            self.watchdog.fault(now, f"the control loop did not run for {gap:.1f} s")
-        return suspended
+        why = f"the control loop did not run for {gap:.1f} s" if gap > limits.gap else ""
+        if not why and now - self.sensors.state.t_mono > limits.state_fault:
+            why = "joint state is gone"
+        if why:
+            self.watchdog.fault(now, why)
+        return bool(why)
 
     def _decide(
         self, episode: _Episode, now: float, state: State, answer: Answer | None, worker: PolicyWorker

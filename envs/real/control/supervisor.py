@@ -50,6 +50,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         self._pipe, child_end = context.Pipe()
         self._patience = limit_s + ANSWER_S
         self._unanswered: float | None = None  # s, time of the first message since the last answer
+        self._stopped = ""  # why it has stopped the arm by itself
         self._lock = threading.Lock()
         self.process = context.Process(
             target=_supervise, args=(make_driver, child_end, limit_s), daemon=True, name="supervisor"
@@ -95,16 +96,17 @@ class Supervisor(AbstractContextManager["Supervisor"]):
             sent = now()
             try:
                 while self._pipe.poll():
-                    self._pipe.recv_bytes()
+                    if (answer := self._pipe.recv_bytes()) not in (_BEAT, _REST, _STOPPED):
+                        self._stopped = f"its stop ({answer.decode()})"
                     self._unanswered = None
-                lost = self._unanswered is not None and sent - self._unanswered > self._patience
-                reason = f"no answer for {self._patience:g} s"
+                late = self._unanswered is not None and sent - self._unanswered > self._patience
+                lost = self._stopped or (f"no answer for {self._patience:g} s" if late else "")
                 if not lost:
                     self._pipe.send_bytes(message)
             except (OSError, EOFError):
-                lost, reason = True, "a closed connection"
+                lost = self._stopped or "a closed connection"
             if lost:
-                raise EnvError(f"supervisor: expected it to run, got {reason}; no motion without it")
+                raise EnvError(f"supervisor: expected it to run, got {lost}; no motion without it")
             if self._unanswered is None:
                 self._unanswered = sent
 
@@ -137,7 +139,7 @@ class WatchedArm:
 
     def stop(self, reason: str) -> bool:
         """See `ArmDriver`; if no stop is acknowledged, print on stderr what to do."""
-        before, confirmed = self.confirmed, bool(self._driver.stop(reason))
+        before, confirmed = self.confirmed, _try_to_stop(self._driver, reason)
         if not confirmed and (supervisor := self._supervisor()) is not None:
             confirmed = supervisor.stop()
         self.confirmed = confirmed
@@ -190,15 +192,24 @@ def _supervise(make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection
         pipe.send_bytes(_READY)
         reason = _watch(pipe, limit_s, driver)
         if reason:
+            with suppress(OSError):  # the loop may be gone
+                pipe.send_bytes(reason.encode())
             _stop(driver, reason)
     finally:
         driver.close()
 
 
+def _try_to_stop(driver: ArmDriver | EndsLoop, reason: str) -> bool:
+    """Return whether the arm acknowledged a stop. A driver whose `stop` raises has not."""
+    with suppress(Exception):
+        return bool(driver.stop(reason))
+    return False
+
+
 def _stop(driver: ArmDriver | EndsLoop, reason: str) -> bool:
     """Repeat the stop until the arm acknowledges it; return False if time runs out or the connection is lost."""
     end = now() + REPEAT_S
-    while not driver.stop(reason):
+    while not _try_to_stop(driver, reason):
         if now() > end or not driver.status().connected:
             return False
         time.sleep(0.05)

@@ -3,6 +3,8 @@
 import json
 import socketserver
 import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
+from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.tasks import import_class
 from tests.envs.real.home import HOME, OWN, described
@@ -28,7 +31,7 @@ class Box(socketserver.ThreadingTCPServer):
     def __init__(self):
         self.state = {"q_deg": np.degrees(HOME).tolist(), "dq_deg": [0.0] * 7, "tcp_mm_deg": [400, 0, 100, 180, 0, 0],
                       "opening": 1.0, "mode": 1, "error": 0}  # fmt: skip
-        self.asked, self.enabled = [], False
+        self.asked, self.enabled, self.late = [], False, []  # `late`: s, of the next answers
         super().__init__(("127.0.0.1", 0), Line)
 
 
@@ -47,6 +50,7 @@ class Line(socketserver.StreamRequestHandler):
                 box.state |= {"q_deg": request["q_deg"], "opening": request["opening"]} if box.enabled else {}
             else:
                 box.enabled = do == "enable"
+            time.sleep(box.late.pop() if box.late else 0)
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 
@@ -103,3 +107,22 @@ def test_example_driver_rejects_bad_targets_stops_and_never_clears(arm, box, dri
     assert not arm.stop("never raises")
     with pytest.raises(EnvError, match="expected an arm, got none"):
         driver("127.0.0.1:1", XARM7_LIMITS).connect(1.0)
+
+
+def test_supervisor_watches_the_example_driver_which_answers_again_after_a_late_answer(
+    box, driver, monkeypatch
+):
+    """The supervisor's driver never reads, and a link is reopened once a request over it has failed."""
+    make = partial(driver, "{}:{}".format(*box.server_address), XARM7_LIMITS)
+    with Supervisor(make, limit_s=60.0) as supervisor:
+        supervisor.beat()
+        time.sleep(0.2)
+        supervisor.beat()
+        assert supervisor.stop() and box.asked == ["stop"]
+    monkeypatch.setattr(driver, "answer_s", 1.0)
+    with make() as arm:
+        arm.connect(10.0)
+        box.late.append(2.0)
+        with pytest.raises(EnvError, match="expected a response, got none"):
+            arm.read()
+        assert arm.stop("after a late answer") and arm.read().q == pytest.approx(HOME)

@@ -172,6 +172,9 @@ def test_stop_is_confirmed_once_acknowledged(arm, capsys):
     arm.acknowledges = True
     runtime.stand("hands come near")
     assert runtime.confirmed and watch.heard == ["stop"] * 3
+    watch.gone, arm.stop = False, lambda reason: {}["code"]  # a driver's defect is no acknowledgement
+    runtime.stand("hands come near")
+    assert runtime.confirmed and watch.heard == ["stop"] * 4
 
 
 def test_signal_swallowed_by_the_sdk_ends_the_session_at_the_next_beat(arm):

@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
+from s2robot.demos.errors import DiskError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
@@ -170,8 +171,22 @@ def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, 
     assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
     assert "FAULT: The arm has NOT confirmed a stop" in capsys.readouterr().out
     lost = "end of the session"  # of every verb that moves an arm
-    with pytest.raises(EnvError, match="NOT confirmed a stop"):
-        deploy.deploy(config("live=true", "bridge.loop.max_steps=1"))
+    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
+    told = capsys.readouterr().out
+    assert "FAULT: The arm has NOT confirmed a stop" in told and "The arm is stopped" not in told
+
+
+def test_episode_that_the_disk_cannot_hold_is_a_fault_and_stays_in_the_summary(
+    config, tmp_path, monkeypatch, capsys
+):
+    full = Mock(side_effect=DiskError("real.zarr: the disk is full"))
+    monkeypatch.setattr("s2robot.deployment.deploy.EpisodeRecorder.finish", full)
+    words = "live=true", "episodes=3", f"record='{tmp_path}/real.zarr'", "bridge.loop.max_steps=2"
+    assert (
+        deploy.deploy(config(*words)) == 1 and "FAULT: real.zarr: the disk is full" in capsys.readouterr().out
+    )
+    (episode,) = json.loads((tmp_path / "summary.json").read_text())["records"]
+    assert episode["steps"] == 2 and (tmp_path / "episodes" / "episode_0000.png").exists()
 
 
 def test_ctrl_c_brakes_and_stops_the_arm(emulator, slow_policy, pictures, calm, tmp_path):
