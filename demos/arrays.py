@@ -229,6 +229,7 @@ def new_path(out: Path) -> Iterator[Path]:
         with suppress(OSError):  # not every network disk has locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder / out.name
+        check_new(out)  # another writer may have been faster
         os.rename(folder / out.name, out)
     except OSError as error:
         raise disk_error(out, error, "nothing was written") from None

@@ -32,6 +32,7 @@ from s2robot.envs.tasks import import_class
 
 _RENDER = "render"  # the camera of the environment's own image
 _MAX_LIMIT = 1e3  # larger limits count as unbounded
+_CREATION = Error, ImportError, AttributeError, OSError, TypeError, ValueError  # of wrong ids and arguments
 _RULE = re.compile(r"\s*reward\s*>=\s*(?P<least>[-+]?[\d.]+([eE][-+]?\d+)?)\s*|[^>]+")
 
 
@@ -72,7 +73,9 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
                 raise invalid("max_steps", f"a number, because {self.id} has no step limit", None)
             object.__setattr__(self, "max_steps", limit)
         if self.rate_hz is None:
-            object.__setattr__(self, "rate_hz", _rate_of(spec_of(self.id)) or 10)
+            object.__setattr__(self, "rate_hz", _rate_of(spec_of(self.id)))
+        if not self.rate_hz:
+            raise invalid("rate_hz", f"a number, because the class of {self.id} has no render_fps", None)
         return self
 
     def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
@@ -110,11 +113,11 @@ def spec_of(env_id: str) -> EnvSpec:
 
 
 @contextmanager
-def _one_line(env_id: str) -> Iterator[None]:
-    """Turn gymnasium's errors about an id or its environment's arguments into a one-line EnvError."""
+def _one_line(env_id: str, kinds: tuple[type[Exception], ...] = _CREATION) -> Iterator[None]:
+    """Turn errors about an id, its environment's arguments or packages into a one-line EnvError."""
     try:
         yield
-    except (Error, ImportError, TypeError, ValueError) as error:  # the last two: an id with a leading dot
+    except kinds as error:
         why = f"'{env_id}': {' '.join(str(error).split())}"
         raise EnvError(f"task.id: expected an installed environment that can be created, got {why}") from None
 
@@ -122,10 +125,8 @@ def _one_line(env_id: str) -> Iterator[None]:
 def _rate_of(spec: EnvSpec) -> float | None:
     """Return an environment's control steps per second, `render_fps` in its metadata; None if missing."""
     creator: Any = spec.entry_point
-    try:
+    with _one_line(spec.id):
         creator = load_env_creator(creator) if isinstance(creator, str) else creator
-    except (ImportError, AttributeError):
-        return None  # creating it reports the error in more detail
     return (getattr(creator, "metadata", None) or {}).get("render_fps")
 
 
@@ -182,12 +183,15 @@ class GymTask(Task):
         return self.settings.names.get(camera, camera)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        self.seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
+        with _one_line(self.settings.id, (Error,)):  # such as a missing package for images
+            self.seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
         texts = [info.get(key) for key in ("instruction", "task", "task_description")]
         self.instruction = next((text for text in texts if isinstance(text, str)), None)
         self._success, self._ended, self._measured = False, False, math.nan  # no reward yet
-        goal = self.seen.get("desired_goal", ()) if isinstance(self.seen, Mapping) else ()
-        self.layout = {f"goal_{i}": float(value) for i, value in enumerate(np.ravel(goal))}
+        goal: Any = self.seen.get("desired_goal", ()) if isinstance(self.seen, Mapping) else ()
+        goals = goal.values() if isinstance(goal, Mapping) else [goal]
+        values = np.concatenate([*map(np.ravel, goals)])
+        self.layout = {f"goal_{i}": float(value) for i, value in enumerate(values)}
 
     def apply(self, action: np.ndarray) -> None:
         if self._ended:  # without success: ignore further actions
@@ -236,7 +240,8 @@ class GymTask(Task):
 
     def _image(self, camera: str) -> np.ndarray:
         entry = self._entry(camera)
-        image: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self.seen, entry))
+        with _one_line(self.settings.id, (Error,)):
+            image: Any = np.asarray(self.inner.render() if entry == _RENDER else self._at(self.seen, entry))
         _check_image(camera, image)
         return image
 

@@ -64,7 +64,8 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
         from s2robot.demos.formats.robomimic import demo_names, open_file
 
         with open_file(path) as file:
-            if "obs" not in file["data"][demo_names(file, path, choice)[0]]:
+            first = demo_names(file, path, choice)[0]
+            if "obs" not in file["data"][first]:
                 kind = "robosuite states"
     module, name, keys = READERS[kind]
     for key, default in Choice():
@@ -114,9 +115,11 @@ def write_store(source: Source, out: Path, progress: Progress = silent) -> Sourc
                     store.append_pieces(source.pieces(i), source.values(i))
             for each in rounds_of(source.path) if isinstance(source, StoreSource) else ():
                 note_round(part, each)
+        except DiskError as error:
+            text = str(error).replace(str(part), str(out)).rpartition(", ")[0]
+            raise DiskError(f"{text}, nothing was written") from error
         except UserError as error:  # the store rejects the source's contents
-            path, kind = (out, DiskError) if isinstance(error, DiskError) else (source.path, DatasetError)
-            raise kind(str(error).replace(str(part), str(path))) from error
+            raise DatasetError(str(error).replace(str(part), str(source.path))) from error
     return source
 
 

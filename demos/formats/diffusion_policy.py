@@ -172,7 +172,7 @@ class ReplayBuffer(Source):
         usual = robot or [k for k in (STATE, "state") if k in flat]
         cameras = self.choose(names, action=(flat, ["action"]), proprio=(flat, usual or [STATE]))
         used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])
-        self.notes += [f"data/{key} is left out" for key in arrays if key not in used]
+        self.leave_out({f"data/{k}": a for k, a in arrays.items() if k not in used}, list(cameras))
         self._videos = {name: file for file, name in cameras.items() if file in videos}
         sizes = {}
         for key, name in cameras.items():

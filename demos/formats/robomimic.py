@@ -96,17 +96,21 @@ class Robomimic(DemoFile):
         hands = [k.replace("robot0", f"robot{i}") for i in range(4) for k in HAND]
         usual = [k for k in hands if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
         names = {k: k.removesuffix("_image") for k in images}
-        cameras = self.choose(names, action=(list(first), ["actions"]), proprio=(numbers, usual))
+        tables = [k for k, a in first.items() if getattr(a, "ndim", 0) == 2]
+        cameras = self.choose(names, action=(tables, ["actions"]), proprio=(numbers, usual))
         proprio = self.keys["proprio"]
-        self.notes += [f"obs/{k} is left out" for k in first["obs"] if k not in (*proprio, *images)]
+        rest = {f"obs/{k}": a for k, a in first["obs"].items() if k not in (*proprio, *images)}
+        self.leave_out(rest, list(cameras))
         self.keys["proprio"] = [f"obs/{k}" for k in proprio]
         self.keys |= {f"images_{name}": [f"obs/{key}"] for key, name in cameras.items()}
         kwargs = args.get("env_kwargs", {})
-        robots, rate = kwargs.get("robots"), self.choice.rate_hz or float(kwargs.get("control_freq", 20))
+        robots, rate = kwargs.get("robots"), self.choice.rate_hz or kwargs.get("control_freq")
+        if rate is None:
+            raise mismatch(f"{self.path}: data: env_args: control_freq", "a rate, or rate_hz=20", "none")
         robot = "+".join(robots) if isinstance(robots, list) else robots
         sizes = {name: images[key].shape[1:3] for key, name in cameras.items()}
         parts = [_proprio_part(k, obs[k].shape[1]) for k in proprio]
-        self.describe_world(first, args, str(args.get("env_name", "robomimic")), robot, rate, sizes, parts)
+        self.describe_world(first, args, str(args.get("env_name", "robomimic")), robot, float(rate), sizes, parts)
 
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
@@ -306,6 +310,8 @@ def open_file(path: Path) -> Iterator[Any]:
 
 def demo_names(file: Any, path: Path, choice: Choice) -> list[str]:
     """Return the names of the selected demos in numerical order."""
+    if "data" not in file:
+        raise mismatch(path, "robomimic's group data with demo_0, demo_1 ...", ", ".join(file) or "nothing")
     check_inside(file["data"], path)
     names = sorted((n for n in file["data"] if re.fullmatch(r"demo_\d+", n)), key=number_of)
     if choice.mask is not None:

@@ -196,9 +196,19 @@ class Source(ABC):
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
             terms = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
-            self.keys[array] = chosen([key for key, _, _ in terms], known, array, self.path)
+            self.keys[array] = chosen(
+                [key for key, _, _ in terms], known, f"{array}, numbers (T, n)", self.path
+            )
             self.columns[array] = [columns.removesuffix("]") for _, _, columns in terms]
         return dict(cameras)
+
+    def leave_out(self, arrays: Mapping[str, Any], cameras: Sequence[str]) -> None:
+        """Note the arrays that are not read. DatasetError: without any camera, one looks like images of another form."""
+        for name, array in arrays.items():
+            form = f"{array.dtype} {array.shape}" if hasattr(array, "dtype") else "a group"
+            if not cameras and self.choice.cameras is None and getattr(array, "ndim", 0) == 4:
+                raise mismatch(f"{self.path}: {name}", "images uint8 (T, H, W, 3), or cameras=[]", form)
+            self.notes.append(f"{name} is left out: {form}")
 
     def describe(
         self,
@@ -250,7 +260,8 @@ class Source(ABC):
         flat = [np.asarray(c).reshape(len(c), -1) for c in columns]
         selected = self.columns.get(key) or [""] * len(flat)
         flat = [array[:, which] if which else array for array, which in zip(flat, selected, strict=True)]
-        return np.concatenate(flat, 1).astype(np.float32)
+        with np.errstate(over="ignore"):  # the store rejects infinity
+            return np.concatenate(flat, 1).astype(np.float32)
 
 
 NEEDS = {"lerobot": ("pyarrow", "av"), "robomimic": ("h5py",)}  # format -> packages from the extra `data`

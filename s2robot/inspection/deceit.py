@@ -109,10 +109,10 @@ def _agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]], lag: int) -> floa
 
 def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Yield episodes much closer to another one, in state and commands, than neighbours usually are."""
-    if not MIN_EPISODES <= len(ends) <= MAX_EPISODES:
+    spread = np.concatenate([state.spread(), action.spread()])
+    if not (MIN_EPISODES <= len(ends) <= MAX_EPISODES and (spread > 0).any()):
         return
     values = np.concatenate([state.values, action.values], 1).astype(np.float64)
-    spread = np.concatenate([state.spread(), action.spread()])
     values = values[:, spread > 0] / spread[spread > 0]
     sample = lambda rows: rows[np.round(np.linspace(0, len(rows) - 1, _POINTS)).astype(int)]  # noqa: E731
     points = np.array([sample(rows).ravel() for rows in episodes_of(values, ends)])
@@ -159,9 +159,9 @@ def _dead(state: Table, ends: np.ndarray) -> Iterator[Finding]:
 
 def _early(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
     """Yield episodes that end in motion in a dataset whose episodes usually end at rest."""
-    if len(ends) < MIN_EPISODES:
-        return
     speeds = _speeds(state, ends)
+    if len(ends) < MIN_EPISODES or max(map(len, speeds)) <= 3:
+        return
     pairs = [(s[-3:].mean(), s.mean()) if len(s) > 3 else (np.nan, np.nan) for s in speeds]
     last, mean = np.array(pairs).T
     usual = float(np.nanmedian(last / np.where(mean > 0, mean, np.inf)))

@@ -285,6 +285,9 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
         with stored_arrays.new_path(tmp_path / "c") as other:
             other.touch()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "c"]
+    with pytest.raises(UserError, match="d: exists already"), stored_arrays.new_path(tmp_path / "d") as part:
+        part.mkdir()
+        (tmp_path / "c").rename(tmp_path / "d")  # another writer was faster
 
 
 def test_wrong_attributes(tmp_path):

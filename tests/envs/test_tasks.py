@@ -21,7 +21,7 @@ from tests.inline import do_inline
 class Dial(gymnasium.Env):
     """Turn a dial to a goal; the image brightens as the dial approaches it."""
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
     def __init__(self, render_mode=None, start=0.0):
         self.render_mode, self.start = render_mode, start
@@ -151,6 +151,33 @@ def test_ended_episode_is_not_stepped_again():
     record, *_ = World(settings, SimpleNamespace(seconds={}, every_step=False, **calls)).run(0, 5)
     assert (record["success"], record["steps"]) == (False, 7)
     assert record["progress"] == -1  # the best of negative rewards
+
+
+class Kitchen(Dial):
+    """Its class has no rate, its goal is a tree, and its own images need a package that is missing."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def reset(self, **options):
+        seen, info = super().reset(**options)
+        return seen | {"desired_goal": {"kettle": seen["angle"], "door": seen["desired_goal"]}}, info
+
+    def render(self):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+
+gymnasium.register("Kitchen-v0", Kitchen, max_episode_steps=7)
+
+
+def test_rate_is_never_invented_goals_may_be_trees_and_a_missing_package_is_one_line():
+    with pytest.raises(UserError, match="^task.rate_hz: expected a number, because the class of Kitchen-v0"):
+        GymSettings(id="Kitchen-v0", success="terminated")
+    settings = GymSettings(id="Kitchen-v0", success="terminated", rate_hz=25, proprio=("angle",), image_size=8)
+    env = make(settings)
+    env.begin(np.random.default_rng(0), {})
+    assert list(env.layout) == ["goal_0", "goal_1"] and 1 <= env.layout["goal_1"] <= 2
+    with pytest.raises(UserError, match="^task.id: expected .*'Kitchen-v0': pygame is not installed"):
+        env.render_cameras()
 
 
 @pytest.mark.parametrize(

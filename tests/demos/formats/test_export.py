@@ -1,5 +1,6 @@
 """Export: choice of format, image size, joint targets instead of deltas."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.core.files import shipped_demos
+from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ModifiedStore, format_for
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.lineage import episode_keys
@@ -15,7 +17,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.tasks import make, settings_of
 from tests.demos.formats import made
 from tests.demos.formats.made import NAMES, converted, written
-from tests.demos.test_store import IMAGES
+from tests.demos.test_store import IMAGES, failing_put
 
 ABSOLUTE = {"pictures": "png", "actions": "absolute", "action_range": "data"}
 
@@ -26,6 +28,13 @@ def test_format_follows_the_to_setting_or_the_file_name():
     assert format_for(Path("a.b.zarr.zip"), None) == "diffusion_policy"
     with pytest.raises(UserError, match="^to: "):
         format_for(Path("a"), "rlds")
+
+
+def test_conversion_that_fills_the_disk_says_that_nothing_was_written(tmp_path, monkeypatch):
+    made.robomimic(tmp_path / "in.hdf5")
+    failing_put(monkeypatch, 30, errno.ENOSPC)
+    with pytest.raises(UserError, match="^.*out.zarr: the disk is full .*, nothing was written$"):
+        convert(tmp_path / "in.hdf5", tmp_path / "out.zarr")
 
 
 def test_size_of_rendered_images(tmp_path):

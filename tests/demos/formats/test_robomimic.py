@@ -83,11 +83,13 @@ def args(**kwargs):
 def test_invalid_contents_are_one_error_line_naming_the_file(file):
     for change, words in (
         (replaced("data/demo_10/obs/robot0_eef_pos", np.zeros((2, 3))), "data/demo_10: obs/robot0_eef_pos: expected"),
-        (replaced("data/demo_2/actions", np.ones(4)), "cannot be read (ValueError: 2 indexing"),
+        (replaced("data/demo_2/actions", np.ones(4)), "action, numbers (T, n): expected some of "),
+        (replaced("data/demo_2/obs/agentview_image", np.zeros((2, 8, 9, 4), "u1")), "obs/agentview_image: expected images uint8"),
         (replaced("data/demo_2/obs", np.ones(4)), "cannot be read (AttributeError: 'Dataset' object"),
         (replaced("data/demo_10/actions", np.full((3, 7), np.nan)), "data/demo_10: action: expected finite numbers"),
-        (replaced("data", None), "cannot be read (KeyError"),
-        (args(robots=[1, 2]), "cannot be read (TypeError: sequence item 0"),
+        (replaced("data", None), "expected robomimic's group data with demo_0, demo_1 ..., got mask"),
+        (args(), "env_args: control_freq: expected a rate, or rate_hz=20, got none"),
+        (args(robots=[1, 2], control_freq=20), "cannot be read (TypeError: sequence item 0"),
         (args(control_freq=0), "rate_hz: expected > 0, got 0.0"),
     ):  # fmt: skip
         path = changed(file, change)
