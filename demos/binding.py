@@ -115,8 +115,7 @@ def bound(store: EpisodeStore, world: Any, clip: bool = False, path: object = No
     low, high = _limits(attributes)
     actions = store["action"].astype(np.float64)
     beyond = np.maximum(low - actions, actions - high)
-    room = BEYOND * np.nan_to_num(high - low, posinf=0)
-    outside = (beyond > room).any(1)
+    outside = (beyond > BEYOND * np.nan_to_num(high - low, posinf=0)).any(1)
     if not outside.any():
         return BoundStore(store.path, attributes)
     step, column = np.unravel_index(int(np.argmax(beyond)), beyond.shape)

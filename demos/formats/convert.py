@@ -64,8 +64,7 @@ def _reader(path: Path, choice: Choice) -> type[Source]:
         from s2robot.demos.formats.robomimic import demo_names, open_file
 
         with open_file(path) as file:
-            first = demo_names(file, path, choice)[0]
-            if "obs" not in file["data"][first]:
+            if "obs" not in file[f"data/{demo_names(file, path, choice)[0]}"]:
                 kind = "robosuite states"
     module, name, keys = READERS[kind]
     for key, default in Choice():

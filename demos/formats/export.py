@@ -85,8 +85,7 @@ class ModifiedStore(EpisodeStore):
         values = super().read(key, start, stop)
         if self._targets is None or key != "action":
             return values
-        targets = self._targets[start : start + len(values)]
-        return np.append(targets, values[:, 7:], 1).astype(values.dtype)
+        return np.append(self._targets[start : start + len(values)], values[:, 7:], 1).astype(values.dtype)
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -110,7 +110,9 @@ class Robomimic(DemoFile):
         robot = "+".join(robots) if isinstance(robots, list) else robots
         sizes = {name: images[key].shape[1:3] for key, name in cameras.items()}
         parts = [_proprio_part(k, obs[k].shape[1]) for k in proprio]
-        self.describe_world(first, args, str(args.get("env_name", "robomimic")), robot, float(rate), sizes, parts)
+        self.describe_world(
+            first, args, str(args.get("env_name", "robomimic")), robot, float(rate), sizes, parts
+        )
 
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
@@ -216,8 +218,7 @@ def world_of_file(about: Mapping[str, Any]) -> RobosuiteSettings | None:
     if about["action_frame"] != "robosuite:OSC_POSE" or args.get("type", 1) != 1 or not args.get("env_name"):
         return None
     proprio = (p["name"] + ("_quat" if "form" in p else "") for p in about["proprio_parts"])
-    choice = Choice(cameras=about["cameras"], proprio=tuple(proprio), rate_hz=about["rate_hz"])
-    return _world(args, choice)
+    return _world(args, Choice(cameras=about["cameras"], proprio=tuple(proprio), rate_hz=about["rate_hz"]))
 
 
 def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:

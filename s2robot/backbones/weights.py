@@ -42,7 +42,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content.get("model", content)
+        state = content.get("model", content) if isinstance(content, dict) else None
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError('expected a state dict, bare or under "model"')
         return dict(state)

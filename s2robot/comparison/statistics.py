@@ -132,7 +132,8 @@ def pair_figures(
     x, y = outcomes[a], outcomes[b]
     found = paired.difference(x, y, trials=trials)
     low, high, p, scope = found.low, found.high, found.p, found.scope
-    method = "t interval over positions" if trials > 1 else "adjusted Wald interval, McNemar's exact test"
+    test = "McNemar's exact test" if len(x) == len(y) == 1 else "t test"
+    method = "t interval over positions" if trials > 1 else f"adjusted Wald interval, {test}"
     if seq_alpha is not None:
         p, low, high = sequential(*tally(x, y), seq_alpha)
         scope, method = POSITIONS, "confidence sequence (sequential)"

@@ -42,7 +42,7 @@ _EXACT = 4_000_000  # the test is exact up to this number of tables
 _CHANCES = 400  # points of its grid
 _OUTSIDE = 1e-4  # probability that the pooled success rate is outside the grid, see `barnard`
 _MIN_REAL_TRIALS = 10  # with simulated trials; with fewer, the intervals do not hold
-_TRUTH = {"1": True, "true": True, "0": False, "false": False}
+_TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 class StatsSettings(Settings, file="stats"):
@@ -368,4 +368,6 @@ def _lines(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]], powe
         if "plan" in pair:
             yield from plan_lines(pair["plan"])
     if len(pairs) > 1:
-        yield f"p is adjusted for {len(pairs)} pairs (Holm); intervals and detectable gaps are not."
+        both = "sequential" in pairs[0]["method"]
+        others = "the intervals are, too" if both else "intervals and detectable gaps are not"
+        yield f"p is adjusted for {len(pairs)} pairs (Holm); {others}."

@@ -237,7 +237,7 @@ class S2Encoder(nn.Module):
         another type or shape.
         """
         images = tensor_of(images)
-        height, width = channels_first(images[:0]).shape[-2:]
+        height, width = channels_first(images[:1]).shape[-2:]
         if not len(images):
             rows, columns = self.map_of(height, width)
             return torch.empty(0, rows * columns, self.dim, device=self.scale.device)

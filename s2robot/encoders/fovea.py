@@ -89,7 +89,7 @@ class FovealEncoder(S2Encoder):
         images = tensor_of(images)
         if not len(images):
             return super().encode(images)
-        frame = channels_first(images[:0]).shape[-2:]
+        frame = channels_first(images[:1]).shape[-2:]
         crop = [max(1, round(side / self.zoom)) for side in frame]
         layout = self.layout_of(*frame)  # the crop's, too: its sides are rounded
         whole, places = self._encode(images, layout), token_places(*layout.grid).to(self.scale.device)

@@ -74,7 +74,7 @@ class TrainedEncoder(S2Encoder):
     def fitted(self, images: Tensor | np.ndarray) -> Tensor:
         """Resize uint8 (B, H, W, 3) to `frame_size`, uint8 (B, h, w, 3)."""
         images = moved(tensor_of(images), self.scale.device)
-        size = self.frame_size(*channels_first(images[:0]).shape[-2:])
+        size = self.frame_size(*channels_first(images[:1]).shape[-2:])
         if tuple(images.shape[1:3]) == size:
             return images
         sized = (resize(channels_first(part), size) for part in images.split(16))

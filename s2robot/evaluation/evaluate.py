@@ -247,8 +247,7 @@ def camera_changes(trained: Mapping[str, Any], evaluated: Mapping[str, Any]) -> 
             continue  # poses on different bodies cannot be compared
         shift = math.dist(old.get("position", ()), new.get("position", ()))
         p, q = (np.array(each.get("quaternion", [1])) for each in (old, new))
-        cosine = abs(p @ q) / np.sqrt((p @ p) * (q @ q))  # of half the angle
-        angle = math.degrees(2 * math.acos(min(1.0, cosine)))
+        angle = math.degrees(2 * math.acos(min(1.0, abs(p @ q) / np.sqrt((p @ p) * (q @ q)))))
         if shift > _TOLERANCE_M or angle > _TOLERANCE_DEGREES:
             changes.append(f"camera {name} moved by {100 * shift:.3g} cm and {angle:.3g} degrees")
         if abs(old.get("fovy", 0) - new.get("fovy", 0)) > _TOLERANCE_DEGREES:

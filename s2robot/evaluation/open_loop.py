@@ -146,8 +146,7 @@ def _errors(policy: ChunkPolicy, predicted: torch.Tensor, target: torch.Tensor) 
     parts = policy.spec.action
     error = (parts.inner(predicted) - parts.inner(target)).abs() / policy.normaliser.action.scale.cpu()
     scaled = [error[..., at] for part, at in parts.inside if part.kind != "binary"]
-    overall = {OVERALL: torch.cat(scaled, -1).mean(-1)} if scaled else {}
-    return parts.errors(predicted, target) | overall
+    return parts.errors(predicted, target) | ({OVERALL: torch.cat(scaled, -1).mean(-1)} if scaled else {})
 
 
 def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) ->
         lag = max(scores, key=lambda lag: (scores[lag], -abs(lag)))
         best, unshifted = scores[lag], scores[0]
         if abs(lag) >= limits.late_steps and best > max(0.3, unshifted + max(0.02, 0.3 * (1 - best))):
-            shift = f"{abs(lag)} steps {'late' if lag > 0 else 'early'}"
+            many = f"{abs(lag)}{'+' if abs(lag) == max(_LAGS) else ''}"  # the longest lag may be a longer one
+            shift = f"{many} steps {'late' if lag > 0 else 'early'}"
             yield Finding("late", f"camera {camera}: {shift} (correlation {best:.2f}, else {unshifted:.2f})")
 
 

@@ -10,7 +10,7 @@ from s2robot.inspection.tables import Columns, Finding, Frames, Table, Threshold
 
 # kind -> its description on the page
 KINDS = {
-    "frozen": "images that do not change while the state moves",
+    "frozen": "identical images (compressed video: byte by byte) while the state moves",
     "blank": "images that are black, white or a single colour",
     "clock": "time stamps that are not one control step apart",
     "jump": "steps in which the state changes far more than usual",
@@ -19,11 +19,11 @@ KINDS = {
     "length": "episodes far shorter or longer than the others",
     "constant": "numbers that are equal in all steps",
     "offset": "commands at a constant distance from the state that follows them",
-    "late": "a video that is out of sync with the state",
+    "late": "a video that is out of sync with the state in all episodes, where its changes follow the state",
     "duplicate": "near-duplicate episodes, which leak between splits",
     "units": "numbers many times larger or smaller than in other episodes",
-    "dead": "numbers that are constant in one episode but move in nearly all others",
-    "ends early": "episodes that end in motion, while the others end at rest",
+    "dead": "numbers that are constant in one episode but move in at least nine of ten",
+    "ends early": "episodes that end in motion, where most others end at rest",
 }
 MANY = 5  # findings of one kind and subject per episode; more are merged into one
 CLOCKS = ("timestamp", "timestamps", "time")  # keys of time stamps in s
@@ -71,6 +71,7 @@ def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -
         "late": (not frames or max(np.diff([0, *ends])) >= LATE_STEPS, f"no episode has {LATE_STEPS} steps"),
         "offset": (any(part.kind in ("absolute", "") for part in parts), "actions are steps, not targets"),
         "units, duplicate, ends early": (count >= MIN_EPISODES, f"fewer than {MIN_EPISODES} episodes"),
+        "dead": (count >= 10, "fewer than 10 episodes"),
         "duplicate": (count <= MAX_EPISODES, f"more than {MAX_EPISODES} episodes"),
     }
     return {kind: why for kind, (known, why) in checks.items() if not known}

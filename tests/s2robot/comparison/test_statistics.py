@@ -134,7 +134,7 @@ def test_figures_of_a_small_pair_match_a_count_by_hand():
     assert (pair["p"], pair["low"], pair["high"]) == (both.p, both.low, both.high)
     assert "B: −12.5 points [" in statistics.headline({**pair, "p_holm": 0.4}, {"a": "B", "b": "A"})
     one = statistics.pair_figures({"a": x["a"][:1], "b": x["b"]}, [7, 8, 9, 11], "a", "b")
-    assert one["episodes"] == 12 and one["method"].startswith("adjusted Wald")
+    assert one["episodes"] == 12 and one["method"] == "adjusted Wald interval, t test"
     arm = statistics.arm_figures(x["a"], [3, 5], ["r3", "r5"])
     assert arm["seeds"][1] == {"seed": 5, "episodes": 4, "successes": 2, "run": "r5"}
     assert (arm["success"], arm["low"], arm["high"]) == (0.625, *success_interval(x["a"])[:2])

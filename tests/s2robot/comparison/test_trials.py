@@ -94,7 +94,9 @@ def test_every_file_format_can_be_read(tmp_path):
     (many,) = read_arms(f"mine:{tmp_path / 'many.json'}")
     assert many.label == "mine" and many.positions is None and many.outcomes.sum() == 2
     lines = ["", "Arm, training_seed, Axis, position, Success"]
-    lines += [f"{arm},{seed},,{at},{int(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)]
+    lines += [
+        f"{arm},{seed},,{at},{float(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)
+    ]
     lines += ["x,0,lighting,1,0"]
     (tmp_path / "episodes.csv").write_text("\n".join(lines), encoding="utf-8-sig")  # as Excel saves it
     x, y = read_arms(str(tmp_path))

@@ -342,6 +342,7 @@ def test_unchecked_kinds_are_listed():
     kinds = ", ".join(unchecked_kinds([steps], np.array([8]), [])).split(", ")
     assert set(KINDS) - set(kinds) == {"length", "constant"}  # those that ran
     assert "duplicate" in unchecked_kinds([steps], np.arange(1, 3002), [])
+    assert ["dead" in unchecked_kinds([steps], np.arange(1, n + 1), []) for n in (9, 10)] == [True, False]
     assert ["late" in unchecked_kinds([steps], np.array([n]), [{}]) for n in (49, 50)] == [True, False]
 
 
