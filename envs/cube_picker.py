@@ -87,8 +87,7 @@ class Picker(PredictingExpert):
         if env.opening < c.open_enough:
             misaligned = np.inf  # stay above the cube until the gripper is open
         height = min(c.hover, c.funnel_slope * max(0.0, misaligned - c.funnel_mouth))
-        target = np.array([*cube[:2], grasp_z + height])
-        return self._move(target, yaw_error, closed=False), False
+        return self._move(np.array([*cube[:2], grasp_z + height]), yaw_error, closed=False), False
 
     def ask(self, steps: int, memory: dict[str, Any] | None = None) -> np.ndarray:
         joints = self._ik.q.copy()

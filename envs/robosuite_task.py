@@ -122,8 +122,7 @@ class RobosuiteTask(MujocoTask):
 
     @property
     def grip_points(self) -> dict[str, np.ndarray]:
-        site = next(iter(self.raw.robots[0].eef_site_id.values()))
-        return self.projected(self.data.site_xpos[site])
+        return self.projected(self.data.site_xpos[next(iter(self.raw.robots[0].eef_site_id.values()))])
 
     def _memory(self) -> list[tuple[Any, str]]:
         """Return what determines the next step besides MuJoCo's state; a reset creates new controllers."""

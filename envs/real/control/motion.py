@@ -52,8 +52,7 @@ def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array
     """Return the speeds after a step at `speed` (N,) if every joint brakes independently; the last are 0.  # (steps, N)"""
     speed = np.asarray(speed, float)
     loss = np.asarray(acceleration) * dt
-    count = int(np.ceil(np.max(np.abs(speed) / loss)))
-    steps = np.arange(1, count + 1)[:, None]
+    steps = np.arange(1, int(np.ceil(np.max(np.abs(speed) / loss))) + 1)[:, None]
     return np.sign(speed) * np.maximum(np.abs(speed) - steps * loss, 0.0)
 
 

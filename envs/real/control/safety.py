@@ -185,8 +185,7 @@ class SafetyFilter:
         filter at the first touch. This is no guarantee: the result is filtered like any target.
         """
         for _ in range(3):  # the table is flat and the steps are small: one is enough, as a rule
-            places = self.points.at(q)
-            depth = float((self._table + _ABOVE - places[:, 2]).max(initial=-np.inf))
+            depth = float((self._table + _ABOVE - self.points.at(q)[:, 2]).max(initial=-np.inf))
             if depth <= 0:
                 break
             q = np.clip(q + self._raising(q, depth), self._low, self._high)
@@ -264,8 +263,7 @@ class SafetyFilter:
         return self.points.along(self._way(speed))
 
     def _braked(self) -> Array:
-        loss = self._ddq * self.dt
-        return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - loss, 0.0)
+        return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - self._ddq * self.dt, 0.0)
 
     def beyond(self, q: Array) -> float:
         """Return how far any point is outside its box or below the table at joints (N,), m; negative if none is."""
