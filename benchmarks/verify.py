@@ -43,7 +43,7 @@ ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflop
 PRIMARY = ("s2", "two")  # of docs/results/protocol.md
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
-WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}
+WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
 DEMOS: dict[float, str] = {number: str(number) for number in (15, 30, 60, 120)}
 TESTS = 16  # that Holm corrects the primary comparison for
 PROBED_SCALES = ("1", "2", "1+2")  # whose scores are shown
@@ -292,9 +292,9 @@ def picture(file: Path) -> None:
         for arm in facts["arms"]:
             own = outcomes[arm["name"]]
             shown = tuple(100 * value for value in (own.mean(), *success_interval(own)[:2]))
-            panel = f"{WORLDS[world]}, {kind}"
+            panel = f"{WORLDS.get(world)}, {kind}"
             places = [(f"{panel}, {demos} demos", arm["gflops_per_frame"])] * ("one" in outcomes)
-            places += [(panel, int(demos))] * (arm["name"] in PRIMARY)
+            places += [(panel, int(demos))] * (arm["name"] in PRIMARY and world in WORLDS)
             for title, x in places:
                 curves.setdefault(title, {}).setdefault(arm["label"], []).append((x, *shown))
     panels, labels = [], list(dict.fromkeys(label for arms in curves.values() for label in arms))
