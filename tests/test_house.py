@@ -117,8 +117,3 @@ def test_functions_files_and_packages_stay_within_their_limits():
     assert not long, long
     limits = house.limits()
     assert not [(name, size, limits[name]) for name, size in house.sizes().items() if size > limits[name]]
-
-
-def test_test_folders_mirror_the_packages():
-    folders = {f.parent.relative_to(ROOT / "tests") for f in (ROOT / "tests").rglob("test_*.py")}
-    assert not [str(folder) for folder in folders if not (ROOT / folder).is_dir()]

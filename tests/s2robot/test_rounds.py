@@ -23,8 +23,7 @@ SMALL = [
 def dagger(here, tiny_encoder):
     """The words of the command, in a folder with one demo, of seed 503."""
     words = [*POINT, "task.max_steps=20"]
-    recording = ["episodes=1", "seed=503", "expert=2", "workers=1", "out=demos.zarr"]
-    here("record", *words, *recording)
+    here("record", *words, "episodes=1", "seed=503", "expert=2", "workers=1", "out=demos.zarr")
     words += [*SMALL, "demos.path=demos.zarr", f"encoder.checkpoint={tiny_encoder}", "hydra.run.dir=out"]
     return ["dagger", *words]
 

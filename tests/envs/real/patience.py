@@ -17,3 +17,8 @@ def wait_for(condition, what="it"):
     while not condition():
         assert time.monotonic() < end, f"{what} did not come true"
         time.sleep(0.01)
+
+
+def arrived(emulator, since=0.0, kind="motion"):
+    """Return the commands that have reached the box since a time, including those of earlier tests."""
+    return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == kind]

@@ -164,12 +164,6 @@ def test_one_seed_is_wilson_and_extreme_outcomes_have_an_interval():
     assert 0 <= low < 0.5 < high <= 1
 
 
-def test_command_of_the_documented_coverage_prints_its_tables(capsys, monkeypatch):
-    monkeypatch.setattr(coverage, "looks", lambda *_: (0.95, 0.95))  # takes seconds
-    coverage.main(["runs=2"])
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 15 + 1 + 2 + 1 + 9
-
-
 def log_e(wins, losses):
     return (wins + losses) * math.log(2) + betaln(wins + 1, losses + 1)
 

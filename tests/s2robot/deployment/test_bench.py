@@ -19,7 +19,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.envs.real.emulator.emulator import launch
 from tests import forks
 from tests.envs.real.home import HOME
-from tests.envs.real.patience import PATIENCE
+from tests.envs.real.patience import PATIENCE, arrived
 
 pytest.importorskip("xarm")
 
@@ -115,10 +115,6 @@ def terminal(box, slow_policy, calm, pictures, tmp_path):
     yield start
     for one in opened:
         one.close()
-
-
-def arrived(box, begin):
-    return [c for c in box.side("commands", since=begin)["commands"] if c["kind"] == "motion"]
 
 
 CONTINUE, JUDGE = "Enter: continue, q: quit. ", "Did the episode succeed? [y/n] "

@@ -273,8 +273,7 @@ def test_correction_led_by_hand_is_recorded(config, emulator, demos, slow_policy
         on_key("\r")
 
     correction = ArmRecording(cfg, None, person(lead))
-    store = correction.run()
-    episode = store.episode(2)
+    episode = correction.run().episode(2)
     by_hand = ~episode["perturbed"].astype(bool)
     assert not by_hand[:2].any() and not by_hand[-1] and by_hand.sum() >= 6
     assert episode["action"][by_hand][:, 6].sum() == pytest.approx(0.2, abs=0.03)

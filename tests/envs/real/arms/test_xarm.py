@@ -19,7 +19,7 @@ from s2robot.envs.real.arms.xarm import ArmSettings, XArmDriver
 from s2robot.envs.real.control.clock import now
 from s2robot.envs.real.emulator.side import free_ports
 from tests.envs.real.home import HOME
-from tests.envs.real.patience import PATIENCE, wait_for
+from tests.envs.real.patience import PATIENCE, arrived, wait_for
 
 pytest.importorskip("xarm")
 
@@ -28,11 +28,6 @@ pytest.importorskip("xarm")
 def arm(driver):
     driver.arm()
     return driver
-
-
-def arrived(emulator, kind="motion"):
-    """Return all commands that have reached the box, including those of earlier tests."""
-    return [c for c in emulator.side("commands")["commands"] if c["kind"] == kind]
 
 
 def test_connecting_moves_and_enables_nothing(driver, emulator):
@@ -94,17 +89,17 @@ def test_gripper_command_is_sent_on_change_and_after_a_stop_only(arm, emulator):
         wait_for_opening(arm, lambda o, target=opening: abs(o - target) < 0.02, "the opening")
     arm.stop("test")
     arm.arm()
-    count = len(arrived(emulator, "gripper"))
+    count = len(arrived(emulator, kind="gripper"))
     arm.command(HOME, 0.0)  # the same opening counts as a new command
-    wait_for(lambda: len(arrived(emulator, "gripper")) > count, "a command")
+    wait_for(lambda: len(arrived(emulator, kind="gripper")) > count, "a command")
     time.sleep(0.5)
-    count = len(arrived(emulator, "gripper"))
+    count = len(arrived(emulator, kind="gripper"))
     for _ in range(3):
         arm.command(HOME, 0.0)
         time.sleep(0.1)
     arm.stop("test")  # a held object stays held
     time.sleep(0.4)
-    assert len(arrived(emulator, "gripper")) == count
+    assert len(arrived(emulator, kind="gripper")) == count
 
 
 def test_arming_fails_if_the_box_is_set_to_another_tool(driver, emulator):

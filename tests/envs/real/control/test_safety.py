@@ -103,8 +103,7 @@ def test_the_interpolator_never_jumps(arm, seed, faults, period):
     low, high = np.add(limits.q_min, limits.margin), np.subtract(limits.q_max, limits.margin)
     push = rng.uniform(-0.25, 0.25, limits.joints)
     for k in range(200):
-        late = rng.random() < faults
-        now += safety.dt + late * rng.uniform(0, 0.3)
+        now += safety.dt + (rng.random() < faults) * rng.uniform(0, 0.3)
         if rng.random() < faults:  # the watchdog holds
             safe = safety.hold("policy is late")
             path.reset(safe.q)

@@ -17,7 +17,7 @@ from s2robot.envs.real.emulator.emulator import EmulatorConfig, launch, serve
 from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel, free_ports
 from s2robot.envs.real.emulator.stand_in import StandIn
 from tests.envs.real import home
-from tests.envs.real.patience import wait_for
+from tests.envs.real.patience import arrived, wait_for
 
 ANSWER_S = 30.0
 HOME = home.HOME.tolist()  # JSON and the SDK require lists
@@ -120,11 +120,6 @@ def joints(arm):
     code, states = arm.get_joint_states()
     assert code == 0
     return np.array(states[0])
-
-
-def arrived(emulator, since=0.0):
-    """Return the motion commands that have reached the box."""
-    return [c for c in emulator.side("commands", since=since)["commands"] if c["kind"] == "motion"]
 
 
 def test_commands_that_the_sdk_lets_through(arm, emulator):
