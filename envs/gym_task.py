@@ -11,14 +11,14 @@ has the environment's step limit (``max_episode_steps``) and rate (``render_fps`
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import reduce
 from importlib import import_module
 from typing import Any, Self
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import Error, NamespaceNotFound
 from gymnasium.spaces import Box, Dict, flatten, flatten_space
 from PIL import Image, ImageOps
@@ -73,9 +73,10 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
                 raise invalid("max_steps", f"a number, because {self.id} has no step limit", None)
             object.__setattr__(self, "max_steps", limit)
         if self.rate_hz is None:
-            object.__setattr__(self, "rate_hz", _rate_of(spec_of(self.id)))
+            with closing(_create(self)) as created:  # many classes know their rate only then
+                object.__setattr__(self, "rate_hz", created.metadata.get("render_fps"))
         if not self.rate_hz:
-            raise invalid("rate_hz", f"a number, because the class of {self.id} has no render_fps", None)
+            raise invalid("rate_hz", f"a number, because the metadata of {self.id} has no render_fps", None)
         return self
 
     def seen_as(self, cameras: Sequence[str], names: Mapping[str, str] | None = None) -> Self:
@@ -120,14 +121,6 @@ def _one_line(env_id: str, kinds: tuple[type[Exception], ...] = _CREATION) -> It
     except kinds as error:
         why = f"'{env_id}': {' '.join(str(error).split())}"
         raise EnvError(f"task.id: expected an installed environment that can be created, got {why}") from None
-
-
-def _rate_of(spec: EnvSpec) -> float | None:
-    """Return an environment's control steps per second, `render_fps` in its metadata; None if missing."""
-    creator: Any = spec.entry_point
-    with _one_line(spec.id):
-        creator = load_env_creator(creator) if isinstance(creator, str) else creator
-    return (getattr(creator, "metadata", None) or {}).get("render_fps")
 
 
 class GymTask(Task):

@@ -170,7 +170,9 @@ gymnasium.register("Kitchen-v0", Kitchen, max_episode_steps=7)
 
 
 def test_rate_is_never_invented_goals_may_be_trees_and_a_missing_package_is_one_line():
-    with pytest.raises(UserError, match="^task.rate_hz: expected a number, because the class of Kitchen-v0"):
+    with pytest.raises(
+        UserError, match="^task.rate_hz: expected a number, because the metadata of Kitchen-v0"
+    ):
         GymSettings(id="Kitchen-v0", success="terminated")
     settings = GymSettings(
         id="Kitchen-v0", success="terminated", rate_hz=25, proprio=("angle",), image_size=8
