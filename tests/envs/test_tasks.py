@@ -170,14 +170,11 @@ gymnasium.register("Kitchen-v0", Kitchen, max_episode_steps=7)
 
 
 def test_rate_is_never_invented_goals_may_be_trees_and_a_missing_package_is_one_line():
-    with pytest.raises(
-        UserError, match="^task.rate_hz: expected a number, because the metadata of Kitchen-v0"
-    ):
+    with pytest.raises(UserError, match="^task.rate_hz: expected a number, because the metadata of Kitchen"):
         GymSettings(id="Kitchen-v0", success="terminated")
-    settings = GymSettings(
-        id="Kitchen-v0", success="terminated", rate_hz=25, proprio=("angle",), image_size=8
-    )
-    env = make(settings)
+    assert GymSettings(id="Pusher-v5", success="terminated").rate_hz == 20  # which its class does not know
+    settings = {"success": "terminated", "rate_hz": 25, "proprio": ("angle",), "image_size": 8}
+    env = make(GymSettings(id="Kitchen-v0", **settings))
     env.begin(np.random.default_rng(0), {})
     assert list(env.layout) == ["goal_0", "goal_1"] and 1 <= env.layout["goal_1"] <= 2
     with pytest.raises(UserError, match="^task.id: expected .*'Kitchen-v0': pygame is not installed"):
