@@ -14,7 +14,8 @@ from s2robot.core.settings import yaml_file
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-_OF_DEMOS = ("data", "rate_hz", "action", "proprio", "cameras", "clip")  # short keys, mapped to `demos.<key>` if needed
+# short keys, mapped to `demos.<key>` if needed
+_OF_DEMOS = ("data", "rate_hz", "action", "proprio", "cameras", "clip")
 _CHECKPOINTS = ("checkpoint", "recording.checkpoint", "train.from", "a", "b")
 # Operating system errors that are reported in one line, without a traceback.
 _MACHINE_ERRORS = {
