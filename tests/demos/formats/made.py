@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import av
@@ -117,13 +118,10 @@ def lerobot_v21(path: Path) -> Path:
     name, chunk = "episode_{episode_index:06d}", "chunk-{episode_chunk:03d}"
     describe(path, "v2.1", f"{chunk}/{name}", f"{chunk}/{{video_key}}/{name}")
     rows = [{"episode_index": i, "tasks": [TASKS[i]], "length": n} for i, n in enumerate(LENGTHS)]
-    (path / "meta/episodes.jsonl").write_text(
-        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n"
-    )
+    dumps = partial(json.dumps, ensure_ascii=False)
+    (path / "meta/episodes.jsonl").write_text("\n".join(map(dumps, rows)) + "\n")
     tasks = [{"task_index": i, "task": task} for i, task in enumerate(TASKS)]
-    (path / "meta/tasks.jsonl").write_text(
-        "\n".join(json.dumps(task, ensure_ascii=False) for task in tasks) + "\n"
-    )
+    (path / "meta/tasks.jsonl").write_text("\n".join(map(dumps, tasks)) + "\n")
     for i in range(2):
         pq.write_table(table(i, i * LENGTHS[0]), path / f"data/chunk-000/episode_{i:06d}.parquet")
         video(path / f"videos/chunk-000/observation.images.top/episode_{i:06d}.mp4", frames(i))

@@ -109,9 +109,7 @@ def test_example_driver_rejects_bad_targets_stops_and_never_clears(arm, box, dri
         driver("127.0.0.1:1", XARM7_LIMITS).connect(1.0)
 
 
-def test_supervisor_watches_the_example_driver_which_answers_again_after_a_late_answer(
-    box, driver, monkeypatch
-):
+def test_supervisor_watches_the_example_driver_which_recovers_from_a_late_answer(box, driver, monkeypatch):
     """The supervisor's driver never reads, and a link is reopened once a request over it has failed."""
     make = partial(driver, "{}:{}".format(*box.server_address), XARM7_LIMITS)
     with Supervisor(make, limit_s=60.0) as supervisor:

@@ -175,9 +175,7 @@ def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, 
     assert "FAULT: The arm has NOT confirmed a stop" in told and "The arm is stopped" not in told
 
 
-def test_episode_that_the_disk_cannot_hold_is_a_fault_and_stays_in_the_summary(
-    config, tmp_path, monkeypatch, capsys
-):
+def test_episode_lost_to_a_full_disk_is_a_fault_in_the_summary(config, tmp_path, monkeypatch, capsys):
     full = Mock(side_effect=DiskError("real.zarr: the disk is full"))
     monkeypatch.setattr("s2robot.deployment.deploy.EpisodeRecorder.finish", full)
     words = "live=true", "episodes=3", f"record='{tmp_path}/real.zarr'", "bridge.loop.max_steps=2"

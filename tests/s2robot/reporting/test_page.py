@@ -4,10 +4,19 @@ import pytest
 from jinja2 import UndefinedError
 
 from s2robot.core.errors import UserError
-from s2robot.reporting.page import Section, videos, write_report_page
+from s2robot.reporting.page import TEMPLATES, Section, videos, write_report_page
 from tests.s2robot.html_page import Page
 
 EVIL = "<script>alert('1')</script>"
+
+
+def test_every_template_extends_the_base_template():
+    """No template disables escaping with `|safe`; only page.py inserts our SVG, stylesheets and scripts unescaped."""
+    pages = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.glob("*.html.j2")}
+    assert {"base.html.j2", "macros.html.j2", "report.html.j2"} <= set(pages)
+    for name, text in pages.items():
+        assert "safe" not in text and "autoescape" not in text, name
+        assert name in ("base.html.j2", "macros.html.j2") or '{% extends "base.html.j2" %}' in text
 
 
 def test_all_text_is_escaped_and_empty_sections_are_omitted(tmp_path):
