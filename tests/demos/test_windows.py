@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2robot.core.errors import UserError
-from s2robot.demos.mix import Mix
 from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from tests.demos.test_store import ATTRIBUTES
@@ -87,13 +86,3 @@ def test_windows_equal_a_plain_loop(episodes, context, chunk):
     actual = (windows.context.tolist(), windows.pad.tolist(), chunks(windows), windows.action_pad.tolist())
     assert [*zip(*actual, strict=True)] == rows and len(windows) == len(rows)
     assert windows.steps.tolist() == [context_rows[-1] for context_rows, *_ in rows]
-
-
-def test_windows_of_a_mix_equal_those_of_its_datasets(tmp_path):
-    datasets = [[[0, 0], [0], [1, 0]], [[0, 1, 0], [0, 0]]]
-    stores = [store_of(tmp_path / f"{i}.zarr", episodes) for i, episodes in enumerate(datasets)]
-    mixed = make_windows(Mix(stores, [1, 1]), np.array([0, 2, 3]), 2, 2)  # 0 and 2: of the first dataset
-    parts = [make_windows(stores[0], np.array([0, 2]), 2, 2), make_windows(stores[1], np.array([0]), 2, 2)]
-    contexts = [parts[0].context, parts[1].context + 5]  # the first dataset has 5 steps
-    np.testing.assert_array_equal(mixed.context, np.concatenate(contexts))
-    assert chunks(mixed) == chunks(parts[0]) + chunks(parts[1])

@@ -142,7 +142,7 @@ def test_mix_reads_as_its_concatenated_datasets(data, second, mix):
     windows = make_windows(store, np.array([3, 8, 10]), 2, 4)
     alone = [make_windows(a, np.array([3]), 2, 4), make_windows(b, np.array([0, 2]), 2, 4)]
     assert np.array_equal(windows.actions, np.concatenate([w.actions for w in alone]))
-    assert np.array_equal(windows.steps, np.concatenate([alone[0].steps, alone[1].steps + a.num_steps]))
+    assert np.array_equal(windows.context, np.concatenate([alone[0].context, alone[1].context + a.num_steps]))
 
 
 def test_shares_are_exact_in_every_epoch():
