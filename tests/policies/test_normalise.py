@@ -67,6 +67,11 @@ def test_weights_equal_repeated_rows(mode):
     assert_scales(n.proprio, offset, scale)
     for scaler in (n.action, n.target):
         assert_scales(scaler, [offset[0], 0], [scale[0], 1])
+    for weights in [(np.ones(100),) * 3] + [None] * (mode != "quantile"):  # unweighted: interpolates
+        plain = normaliser(mode, 2, 2, cumulative=True)
+        plain.fit(LONG, LONG, np.stack([LONG] * 2, 1), None, weights)
+        assert_scales(plain.proprio, offset, scale)
+        assert_scales(plain.target, [[offset[0], 0], [2 * offset[0], 0]], [[scale[0], 1], [2 * scale[0], 1]])
     n, x = normaliser("quantile", 1, 1), np.arange(101.0)[:, None]
     n.fit(x, x, x[:, None], None, (np.ones(101),) * 3)
     assert_scales(n.proprio, [50], [49])  # from 1 to 99

@@ -1,4 +1,4 @@
-"""Batches of one dataset and of a mix: every window once per epoch, exact shares, weighted statistics, targets."""
+"""Batches of one dataset and of a mix: every window once per epoch, exact shares, targets."""
 
 import json
 from collections import Counter
@@ -14,7 +14,6 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.demos.windows import make_windows
 from s2robot.encoders.cache import Joined
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
-from s2robot.policies.normalise import Normaliser
 from s2robot.training.batches import Batches, _mixed_epoch, mixed, shuffled
 from s2robot.training.train import train
 from tests.s2robot.training.small import CONTRACT, make_settings, make_spec
@@ -157,21 +156,6 @@ def test_shares_are_exact_in_every_epoch():
     assert _mixed_epoch.cache_info().misses == 9  # three times three epochs: not once for each step
     assert torch.equal(pieces, mixed(groups, seed, range(144)))  # at whichever step a run resumes
     assert not torch.equal(pieces, mixed(groups, seed + 1, range(144)))
-
-
-@pytest.mark.parametrize("mode", ["standard", "minmax", "quantile"])
-def test_weighted_statistics_match_the_weighted_concatenation(mode):
-    rng, spec = np.random.default_rng(3), make_spec()
-    parts = [rng.normal(size=(40, 8)), rng.normal(2, 3, size=(25, 8))]
-    parts = [np.append(x[:, :7], x[:, 7:] > 0, 1) for x in parts]
-    counts, both = np.repeat([3.0, 2.0], [40, 25]), np.concatenate(parts)
-    weighted, plain = (Normaliser(mode, spec.proprio, spec.action, 4, cumulative=True) for _ in range(2))
-    weighted.fit(both, both, np.stack([both] * 4, 1), None, (counts, counts, counts))
-    rows = np.concatenate([parts[0]] * 3 + [parts[1]] * 2)
-    for weights in [(np.ones(len(rows)),) * 3] + [None] * (mode != "quantile"):  # unweighted: interpolates
-        plain.fit(rows, rows, np.stack([rows] * 4, 1), None, weights)
-        for name, tensor in plain.state_dict().items():
-            torch.testing.assert_close(weighted.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_training_on_a_mix_resumes_and_weights_validation_by_share(mix, tmp_path):
