@@ -11,7 +11,7 @@ has the environment's step limit (``max_episode_steps``) and rate (``render_fps`
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from functools import reduce
 from importlib import import_module
 from typing import Any, Self
@@ -24,6 +24,7 @@ from gymnasium.spaces import Box, Dict, flatten, flatten_space
 from PIL import Image, ImageOps
 from pydantic import Field, field_validator, model_validator
 
+from s2robot.core.errors import reported
 from s2robot.core.settings import from_yaml, invalid
 from s2robot.envs.errors import EnvError, check_known, expect
 from s2robot.envs.frames import as_image_size, size_of
@@ -113,14 +114,10 @@ def spec_of(env_id: str) -> EnvSpec:
             return gymnasium.spec(name)
 
 
-@contextmanager
-def _one_line(env_id: str, kinds: tuple[type[Exception], ...] = _CREATION) -> Iterator[None]:
+def _one_line(env_id: str, kinds: tuple[type[Exception], ...] = _CREATION) -> AbstractContextManager[None]:
     """Turn errors about an id, its environment's arguments or packages into a one-line EnvError."""
-    try:
-        yield
-    except kinds as error:
-        why = f"'{env_id}': {' '.join(str(error).split())}"
-        raise EnvError(f"task.id: expected an installed environment that can be created, got {why}") from None
+    where = f"task.id: expected an installed environment that can be created, got '{env_id}'"
+    return reported(where, kinds=kinds, kind=EnvError)
 
 
 class GymTask(Task):

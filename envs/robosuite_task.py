@@ -16,6 +16,7 @@ from robosuite.controllers import load_part_controller_config
 from robosuite.environments.base import REGISTERED_ENVS
 from robosuite.robots import ROBOT_CLASS_MAPPING, FixedBaseRobot
 
+from s2robot.core.errors import reported
 from s2robot.envs.errors import EnvError, check_known, expect
 from s2robot.envs.experts.worlds import EXPERT_OF
 from s2robot.envs.mujoco_task import MujocoTask, geoms_of, touching
@@ -145,11 +146,9 @@ class RobosuiteTask(MujocoTask):
 
     def load_scene(self, xml: str) -> None:
         """Load a recording's scene; EnvError if this robosuite cannot load it, such as that of another version."""
-        try:
+        # errors are of many types: other names of joints, sites and meshes; malformed XML
+        with reported(f"scene: expected one that robosuite {VERSION} can load, got", kind=EnvError):
             self.raw.reset_from_xml_string(self.raw.edit_model_xml(xml))
-        except Exception as error:  # of many types: other names of joints, sites and meshes; malformed XML
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-            raise EnvError(f"scene: expected one that robosuite {VERSION} can load, got {text}") from None
         self.close()  # the renderer belongs to the previous scene
         self._bind_scene()
 
@@ -228,10 +227,8 @@ def _create(s: RobosuiteSettings) -> Any:
     check_known("task.controller", [s.controller], sorted(controllers))
     for key, instead in _RESERVED.items():
         expect(key not in s.kwargs, f"task.kwargs.{key}", instead, s.kwargs.get(key))
-    try:
+    with reported(f"task: robosuite rejects {s.env} with {s.robot} and {s.kwargs}", kind=EnvError):
         return robosuite.make(s.env, **{"seed": 0, **_arguments(s)})
-    except Exception as error:  # of many types, from any depth
-        raise EnvError(f"task: robosuite rejects {s.env} with {s.robot} and {s.kwargs}: {error}") from None
 
 
 def _arguments(s: RobosuiteSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from s2robot.core.errors import one_of
+from s2robot.core.errors import one_of, reported
 from s2robot.core.settings import read
 from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.gl import check_gl, require_simulator
@@ -99,9 +99,7 @@ def import_class(target: str, where: str = "task") -> Any:
     module, _, name = str(target).partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # missing for console scripts
-    try:
+    what = f"{where}: expected module:Class, got '{target}', which cannot be imported"
+    with reported(what, kinds=(ImportError, ValueError, AttributeError), kind=EnvError):
         # ".pusher" would be relative to a package
         return getattr(importlib.import_module(module if name and module[:1] != "." else ""), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        text = f"{where}: expected module:Class, got '{target}', which cannot be imported: {error}"
-        raise EnvError(text) from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import reported
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms import driver as arms
@@ -107,7 +108,7 @@ class FrankaDriver(arms.ArmDriver):
     def _start(self) -> None:
         import franky
 
-        try:
+        with reported(f"franka {self.ip}: the controller does not start", kind=EnvError):
             with suppress(franky.ControlException):  # an error of the last motion was already reported
                 self._robot.join_motion(2.0)
             low, high = np.array(self.limits.q_min), np.array(self.limits.q_max)
@@ -119,19 +120,15 @@ class FrankaDriver(arms.ArmDriver):
                 if time.monotonic() > end:
                     raise TimeoutError(f"expected mode {MOVING}, got {self._mode}")
                 time.sleep(0.01)
-        except Exception as error:
-            raise EnvError(f"franka {self.ip}: the controller does not start ({error})") from None
 
     def read(self) -> ArmState:
         """See `ArmDriver`; the hand's opening is up to 0.2 s old. Raises EnvError also if the hand is silent for 2 s."""
         requested = now()
-        try:
+        why = "expected connect first, and an arm that answers, got no state"
+        with reported(f"franka {self.ip}: {why}", kind=EnvError):
             state = self._robot.state
             q = np.array(state.q, float)
             mode, error = int(state.robot_mode.value), ERROR if self._robot.has_errors else 0
-        except Exception as failure:
-            why = f"expected connect first, and an arm that answers, got no state ({failure})"
-            raise EnvError(f"franka {self.ip}: {why}") from None
         silent = 0.0 if self._hand is None else requested - self._hand_heard
         q = arms.measured(f"franka {self.ip}", q, silent, GRIPPER_LOST)
         self._heard, self._mode, self._error = requested, mode, error

@@ -341,12 +341,10 @@ def _disconnect(robot: Any) -> None:
 
 def make_robot(about: ArmDescription) -> Any:
     """Return LeRobot's robot, not connected. Raises EnvError if LeRobot is missing, or for an unknown type or option."""
-    try:
+    hint = "; install s2robot into LeRobot's environment (Python 3.12)"
+    with reported("robot.type: expected LeRobot 0.6 or later, got", hint, (ImportError,), EnvError):
         import draccus
         import lerobot.robots as robots
-    except ImportError as error:
-        hint = "install s2robot into LeRobot's environment (Python 3.12)"
-        raise EnvError(f"robot.type: expected LeRobot 0.6 or later, got {error}; {hint}") from None
     known = robots.RobotConfig.get_known_choices  # covers only modules already imported
     modules = [f"lerobot.robots.{module.name}" for module in pkgutil.iter_modules(robots.__path__)]
     for module in ("lerobot.cameras.opencv", "lerobot.cameras.realsense", "lerobot.cameras.zmq", *modules):

@@ -11,6 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from s2robot.core.errors import reported
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.description import ArmDescription
 from s2robot.envs.real.arms.driver import Array
@@ -32,14 +33,12 @@ def compiled(robot: ArmDescription, prepare: Callable[[Any], None]) -> tuple[muj
     package, _, inside = str(robot.model).rpartition(":")
     module = find_spec(package) if package.isidentifier() else None
     file = Path(module.origin).parent / inside if module and module.origin else robot.model
-    try:
+    with reported(f"robot.model: {robot.model}", kinds=(ValueError,), kind=EnvError):
         spec = mujoco.MjSpec.from_file(str(file))
         spec.compiler.fusestatic = False  # points may be fixed to a URDF's links without joints
         prepare(spec)
         model = spec.compile()
         return model, _joints(robot, model)
-    except ValueError as error:
-        raise EnvError(f"robot.model: {robot.model}: {' '.join(str(error).split())}") from None
 
 
 def _joints(robot: ArmDescription, model: mujoco.MjModel) -> Array:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import reported
 from s2robot.envs.errors import EnvError, expect
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, made_within
@@ -81,14 +82,13 @@ def log_to(path: Path) -> None:
 
 def probe(ip: str, port: int, end: float) -> None:
     """Raise EnvError unless a control box answers by `end` (s, monotonic): a silent one would block the SDK for minutes."""
-    try:
+    kinds = (OSError, UnicodeError)  # UnicodeError: not a host name
+    with reported(f"xarm {ip}:{port}: expected an answer, got no control box", kinds=kinds, kind=EnvError):
         with socket.create_connection((ip, port), timeout=max(end - time.monotonic(), 0.01)) as s:
             s.settimeout(max(end - time.monotonic(), 0.01))
             s.sendall(_VERSION_REQUEST)
             if not s.recv(1):
                 raise OSError("it closed the connection")
-    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
-        raise EnvError(f"xarm {ip}:{port}: expected an answer, got no control box ({error})") from None
 
 
 def connect(ip: str, timeout_s: float, end: float, **settings: Any) -> Any:

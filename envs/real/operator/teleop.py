@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from s2robot.core.errors import reported
 from s2robot.envs.errors import EnvError
 from s2robot.envs.real import import_extra
 from s2robot.envs.real.arms.driver import ArmLimits, ArmState, Array
@@ -137,10 +138,8 @@ class SpaceMouse:
 
 def _open_spacemouse() -> Any:
     library = import_extra("pyspacemouse", "spacemouse")
-    try:
+    with reported("spacemouse: expected a device on USB, got none", kind=EnvError):
         return library.open(axis_convention=library.AxisConvention.ROS)
-    except Exception as error:
-        raise EnvError(f"spacemouse: expected a device on USB, got none ({error})") from None
 
 
 class Teleoperator:

@@ -265,14 +265,14 @@ def test_connect_times_out_on_a_silent_box():
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ports = replace(free_ports(), control=mute.getsockname()[1])
-        with pytest.raises(EnvError, match="no control box \\(timed out\\)"):
+        with pytest.raises(EnvError, match="no control box: timed out"):
             XArmDriver("127.0.0.1", ports=ports).connect(0.5)
     assert time.monotonic() - begin < 30.0
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "192.168..1.200", "x" * 70])
 def test_missing_box_or_bad_address_is_one_error_line(ip):
-    with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: expected an answer, got no control box "):
+    with pytest.raises(EnvError, match=f"^xarm {ip}:[0-9]+: expected an answer, got no control box: "):
         XArmDriver(ip, ports=free_ports()).connect(2.0)
 
 
