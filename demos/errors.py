@@ -1,10 +1,9 @@
 """Errors about datasets that a user can cause."""
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from s2robot.core.errors import UserError
+from s2robot.core.errors import UserError, reported
 
 
 class DatasetError(UserError):
@@ -27,15 +26,6 @@ def disk_error(path: object, error: OSError, consequence: str) -> DiskError:
     return DiskError(f"{path}: {what} ({error.strerror or error}), {consequence}")
 
 
-@contextmanager
-def readable(where: object) -> Iterator[None]:
+def readable(where: object) -> AbstractContextManager[None]:
     """Turn any error that the contents of a foreign file cause into one line that names it (DatasetError)."""
-    try:
-        yield
-    except (NameError, ImportError):
-        raise  # a fault of the program, not of the file
-    except Exception as error:  # libraries raise many kinds of errors for bad bytes
-        if getattr(error, "user_error", False):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise DatasetError(f"{where}: cannot be read ({text})") from error
+    return reported(f"{where}: cannot be read", kind=DatasetError)

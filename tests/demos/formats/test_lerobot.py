@@ -101,7 +101,7 @@ def no_rows(path):
         (no_rows, '"episodes=[0]"'),
         (lambda p: (p / "meta/episodes.jsonl").write_text("[1]\n"), "in/meta/episodes.jsonl: expected keys and values"),
         (replaced("meta/episodes.jsonl", '"length": 7', '"length": "abc"'), "in/meta/episodes.jsonl: length: expected an integer"),
-        (info(features=made.features() | {"next.reward": ODD}), "in: cannot be read (TypeError: data type 'float31'"),
+        (info(features=made.features() | {"next.reward": ODD}), "in: cannot be read: data type 'float31'"),
         (info(fps="ten"), "in/meta/info.json: fps: "),
         (columns(timestamp=[0, 0.1, 0.2, 0.3, 0.4, 0.56, 0.6]), "episode 1: timestamp: row 5: expected 0.5"),
         (columns(timestamp=[0, 0.1, 0.2, float("nan"), 0.4, 0.5, 0.6]), "episode 1: timestamp: row 3: expected 0.3"),
