@@ -17,7 +17,6 @@ from s2robot.core.files import cache_dir, shipped_demos
 from s2robot.core.provenance import versions
 from s2robot.core.settings import read
 from s2robot.core.timing import cores
-from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import SIMULATOR, choose_gl
 from s2robot.golden import FILE
 from s2robot.loading import device_of, load_networks
@@ -62,7 +61,7 @@ def attempt(name: str, check: Callable[[], str], needed: bool = True) -> Check:
     try:
         return Check(name, True, check(), needed)
     except Exception as error:  # also those of OpenGL: the other checks still count
-        kind = "" if isinstance(error, UserError | EnvError | OSError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, UserError | OSError) else f"{type(error).__name__}: "
         return Check(name, False, kind + " ".join(str(error).split()), needed)
 
 

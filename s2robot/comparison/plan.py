@@ -27,7 +27,6 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.core.settings import plain
 from s2robot.core.timing import cores
-from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
@@ -90,7 +89,7 @@ def _errors_about(where: str) -> Iterator[None]:
     """Turn user errors into one line that starts with ``where``."""
     try:
         yield
-    except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{where}: {' '.join(lines[:2])}") from None
 

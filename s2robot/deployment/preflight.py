@@ -18,7 +18,6 @@ from PIL import Image
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.core.files import replacing
-from s2robot.demos.errors import DatasetError
 from s2robot.demos.replay import frames_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import OK, STOP, WARNING, Camera, ConnectedArm, Finding
@@ -226,7 +225,7 @@ def check_views(
             text = f"this policy was not trained on {store.path.name}; set demos.path=<folder> for a valid comparison"
             findings.append(Finding(WARNING, "demos", text))
         images = demo_images(store, tuple(n for n in frames if n in store.cameras), policy.image_size)
-    except (UserError, DatasetError, EnvError) as error:
+    except UserError as error:
         findings.append(Finding(WARNING, "demos", f"no images to compare with: {error}"))
     if frames:
         draw_views(frames, images, picture)
