@@ -79,14 +79,11 @@ class Lineage:
         rounds = [each for part in parts for each in rounds_of(part.path)]
         # including positions that needed no correction
         tried = [seed for each in rounds for seed in range(*each["positions"])]
-        lineage = self._with_positions("recorded", recorded)._with_positions("corrected", tried)
+        lineage = self.with_positions("recorded", recorded).with_positions("corrected", tried)
         return replace(lineage, hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
-    def selected_by(self, positions: Collection[int]) -> "Lineage":
-        """Add positions whose results selected a checkpoint."""
-        return self._with_positions("selected", positions)
-
-    def _with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
+    def with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
+        """Add positions with one of the `USES`."""
         combined = self.positions.get(use, frozenset()) | frozenset(seeds)
         return replace(self, positions={**self.positions, use: combined})
 

@@ -109,7 +109,7 @@ class Task:
         found, rollouts = self._ancestors, self.train.rollouts
         if store is not None:
             found = found.trained_on(store, self.split(store)[0])
-        return found.selected_by(rollouts.positions) if rollouts.every else found
+        return found.with_positions("selected", rollouts.positions) if rollouts.every else found
 
     @cached_property
     def _ancestors(self) -> Lineage:  # lineage of the checkpoint that training starts from

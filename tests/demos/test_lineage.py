@@ -63,7 +63,8 @@ def test_states_identify_episodes_but_constant_arrays_do_not(tmp_path):
 def test_stored_lineage_round_trips(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     (store.path / "corrections.json").write_text('[{"positions": [20, 23]}, {"positions": [22, 24]}]')
-    lineage = Lineage().trained_on(made.converted(store.path), [1]).selected_by(range(5, 7))  # of a copy
+    copy = made.converted(store.path)
+    lineage = Lineage().trained_on(copy, [1]).with_positions("selected", range(5, 7))
     text = json.dumps(lineage.stored())
     assert Lineage.of({"lineage": json.loads(text)}) == lineage and lineage.seen(store) == [1]
     for seed, use in ((7, "recorded"), (8, "recorded"), (23, "corrected"), (6, "selected")):
