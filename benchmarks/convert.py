@@ -15,7 +15,7 @@ from timeit import timeit
 import numpy as np
 
 from s2robot.demos.formats.convert import as_store, convert
-from s2robot.demos.formats.export import PICTURES, ExportSettings, export, pieces
+from s2robot.demos.formats.export import ExportSettings, export, pieces
 from s2robot.demos.store import EpisodeStore
 
 seconds = partial(timeit, timer=time.process_time, number=1)  # of one call
@@ -43,7 +43,7 @@ def main() -> None:
         convert(folder / "first", folder / "drawn.zarr")
         store = EpisodeStore.open(folder / "drawn.zarr")
         frames = store.num_steps * len(store.cameras)
-        for pictures in PICTURES:
+        for pictures in ("h264", "png"):
             settings = ExportSettings.model_validate({"pictures": pictures})
             cpu = seconds(partial(export, store, folder / pictures, "lerobot", settings))
             convert(folder / pictures, folder / f"{pictures}.zarr")

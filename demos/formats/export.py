@@ -7,7 +7,7 @@ renamed when it returns, so no partial output appears under the final name.
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -25,13 +25,11 @@ from s2robot.envs.frames import as_image_size
 
 WRITERS = {"lerobot": "write_lerobot", "robomimic": "write_robomimic", "diffusion_policy": "diffusion_policy"}
 ENDINGS = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr.zip": "diffusion_policy"}
-Pictures = Literal["h264", "png"]
-PICTURES = get_args(Pictures)
 DELTAS = ("action_raw", "action_sent", "expert", "imitate")  # dropped when actions become absolute targets
 
 
 class ExportSettings(Settings, file="convert"):
-    pictures: Pictures = from_yaml()
+    pictures: Literal["h264", "png"] = from_yaml()
     crf: int = from_yaml(ge=0, le=51)
     instruction: str | None = from_yaml()
     action_range: Literal["limits", "clip", "data"] = from_yaml()
