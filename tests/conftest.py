@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; child
 import pytest
 
 import s2robot.envs  # noqa: F401  chooses the renderer before a test imports mujoco
+from s2robot.core.errors import UserError
 from tests import forks
 
 # A shell starts a background job with SIGINT and SIGQUIT ignored, and child processes would inherit that.
@@ -103,6 +104,16 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("S2ROBOT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def one_line_errors():
+    """Fail a test in whose process a UserError of more than one line is made."""
+    texts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UserError, "__init__", lambda error, *_: texts.append(str(error)))
+        yield
+    assert not [text for text in texts if "\n" in text]
 
 
 @pytest.fixture(scope="session")

@@ -85,9 +85,8 @@ def test_invalid_checkpoints_are_rejected(tmp_path):
     def assert_rejected(words, **changes):
         if changes:
             record.write_text(json.dumps({k: v for k, v in (about | changes).items() if v is not None}))
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(UserError, match=words):
             load_checkpoint(fresh)
-        assert "\n" not in str(caught.value)
         record.write_text(text)
 
     def replace_tensors(data):

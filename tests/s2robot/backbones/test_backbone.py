@@ -143,9 +143,8 @@ def size_of(*modules: nn.Module) -> int:
 
 
 def rejected(model, words, **options):
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=words):
         find_backbone(model() if isinstance(model, partial) else model, **options)
-    assert "\n" not in str(error.value)
 
 
 @torch.no_grad()

@@ -49,7 +49,6 @@ def build(file, scales=(1, 2), resolution="native", **more) -> S2Encoder:
 def build_rejected(words: str, **cfg) -> str:
     with pytest.raises(UserError, match=words) as error:
         build_encoder({"name": "mvp-tiny"} | cfg)
-    assert "\n" not in str(error.value)
     return str(error.value)
 
 

@@ -235,9 +235,9 @@ def test_mismatch_with_the_policy_is_rejected(checkpoint, tmp_path, override, wo
     other = tmp_path / "other.safetensors"
     torch.manual_seed(1)
     save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=words):
         evaluate_policy(config(override.format(other=other)), checkpoint, tmp_path / "out")
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_default_world_comes_from_the_contract_and_others_are_rejected(checkpoint):

@@ -43,9 +43,8 @@ def write_video(path, frames: np.ndarray, codec: str = "-c:v libx264rgb -qp 0") 
 
 
 def rejects(path, words: str) -> None:
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=words):
         list(FrameBank(path))
-    assert "\n" not in str(error.value)
 
 
 def partial_files() -> list[str]:

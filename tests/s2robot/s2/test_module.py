@@ -210,9 +210,8 @@ def test_errors_name_the_argument_and_the_values():
         (lambda: S2(vit, tile=60), "tile: .* patches of 16 px, got 60 x 60 px.* 48 x 48"),
         (lambda: make()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), r"torch.uint8 \(2, 3, 32, 32\)"),
     ):
-        with pytest.raises(UserError, match=words) as error:
+        with pytest.raises(UserError, match=words):
             call()
-        assert "\n" not in str(error.value)
 
 
 def test_importing_s2_imports_no_model_library():

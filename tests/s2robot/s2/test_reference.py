@@ -201,9 +201,8 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
     ],
 )  # fmt: skip
 def test_invalid_sizes_are_rejected(call, words):
-    with pytest.raises(UserError, match=words) as error:
+    with pytest.raises(UserError, match=words):
         call()
-    assert "\n" not in str(error.value)
 
 
 def test_non_square_tile():
