@@ -63,8 +63,8 @@ class DemosSettings(Settings, at="demos"):
         path = Path(self.path) if self.path else shipped_demos(str(self.name))
         if self.foreign:
             choice = Choice(episodes=self.episodes, **{key: getattr(self, key) for key in CHOSEN})
-            with bar("converting demos") as update:
-                return as_store(path, cache_dir("demos"), choice, lambda *n: update(*n, "steps"), world=world)
+            with bar("converting demos", "steps") as update:
+                return as_store(path, cache_dir("demos"), choice, update, world=world)
         for key in CHOSEN:
             if (value := getattr(self, key)) is not None:
                 raise UserError(f"demos.{key}: expected null, since {path} is an episode store, got {value}")

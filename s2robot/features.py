@@ -107,13 +107,9 @@ def _encode(
             for (episode, _), found in pool.as_done(function, ((i, frames(i)) for i in episodes), ahead=2):
                 yield episode, found
 
-    with bar(f"encoding {'augmented ' * bool(copy)}frames") as update:
-        features = cache.build(
-            made,
-            None if in_workers else encoder.encode_cameras,
-            lambda done, total: update(done, total, f"steps of {len(cameras)} cameras"),
-            lambda count: named(store.fingerprint_of_first(count)),
-        )
+    encode = None if in_workers else encoder.encode_cameras
+    with bar(f"encoding {'augmented ' * bool(copy)}frames", f"steps of {len(cameras)} cameras") as update:
+        features = cache.build(made, encode, update, lambda count: named(store.fingerprint_of_first(count)))
     torch.set_num_threads(previous_threads)
     return features, cache
 

@@ -59,17 +59,16 @@ def convert(cfg: DictConfig) -> None:
         one_of("actions", settings.actions, ("recorded",), " when converting to an episode store")
     check_new(out)
     if to or world:
-        with bar("reading") as update:
-            path = as_store(data, cache_dir("demos"), choice, lambda *n: update(*n, "steps"), world=world)
+        with bar("reading", "steps") as update:
+            path = as_store(data, cache_dir("demos"), choice, update, world=world)
         store = bound(EpisodeStore.open(path), world, cfg.clip, data)
     if to:
-        with bar("converting") as update:
-            export(store, out, to, settings, lambda *n: update(*n, "steps"))
+        with bar("converting", "steps") as update:
+            export(store, out, to, settings, update)
         counts = len(store), store.num_steps
     else:
-        with bar("converting") as update:
-            steps = lambda *n: update(*n, "steps")  # noqa: E731
-            source = copy_store(store, out, steps) if world else read_in(data, out, choice, steps)
+        with bar("converting", "steps") as update:
+            source = copy_store(store, out, update) if world else read_in(data, out, choice, update)
         for note in source.notes:
             print(f"note: {note}")
         counts = len(source), source.steps
@@ -82,8 +81,8 @@ def _relabel(cfg: DictConfig) -> None:
     values = {key: cfg[key] for key in ("expert", "imitate_kicks", "workers")}
     settings, source = read(RecordingSettings, values, ""), EpisodeStore.open(path_of(cfg, "data"))
     require_simulator(world_of_demos(source))
-    with bar("relabelling with the expert") as update:
-        store = relabel(source, path_of(cfg, "out"), settings, lambda *n: update(*n, "episodes"))
+    with bar("relabelling with the expert", "episodes") as update:
+        store = relabel(source, path_of(cfg, "out"), settings, update)
     counts = f"{len(store)} episodes, {store.num_steps} steps, {store['imitate'].sum()} to imitate"
     print(f"{counts}: {store.path}")
 

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-Update = Callable[..., None]  # done, total, note
+Update = Callable[..., None]  # done, total, and a note instead of the bar's
 _shown = False  # whether a bar is on the screen; only one is shown at a time
 _LINE_SECONDS = 10.0  # minimum time between two lines in a log file
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Update]:
-    """Show a bar: ``with bar("encoding") as update: update(3, 10, "note")``. A nested bar shows nothing."""
+def bar(title: str, note: str = "") -> Iterator[Update]:
+    """Show a bar: ``with bar("encoding", note="steps") as update: update(3, 10)``. A nested bar shows nothing."""
     global _shown
     if _shown:
         yield lambda *_: None
@@ -26,7 +26,7 @@ def bar(title: str) -> Iterator[Update]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None, note="")
 
-        def update(done: int, total: int, note: str = "") -> None:
+        def update(done: int, total: int, note: str = note) -> None:
             nonlocal printed
             progress.update(task, completed=done, total=total, note=note)
             now = time.monotonic()

@@ -64,8 +64,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     chosen = _chosen(cfg.demos.episodes, trained, store, checkpoint)
     encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features)
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
-    with bar("predicting") as update:
-        plans = predict(actor, store, encoded, chosen, lambda done, total: update(done, total, "episodes"))
+    with bar("predicting", "episodes") as update:
+        plans = predict(actor, store, encoded, chosen, update)
     actions = store["action"]  # baseline: the mean over training episodes, or else over the predicted ones
     rows = np.concatenate([actions[store.episode_slice(i)] for i in trained or chosen])
     measured = measure(policy, store, plans, mean_action(policy, rows))
