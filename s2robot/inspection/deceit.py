@@ -4,6 +4,7 @@ They cover an offset between state and command, a late video, near-duplicate epi
 constant in one episode, and episodes that end in motion. Each rule compares episodes, so none needs the robot.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,12 +14,15 @@ from s2robot.inspection.tables import Finding, Frames, Table, Thresholds, episod
 _UNITS = {57.29578: "degrees for radians", 1000.0: "mm for m", 100.0: "cm for m", 25.4: "inches"}
 _LAGS = range(-12, 13)  # lags to try, in steps; positive: the video is late
 LATE_STEPS = 4 * max(_LAGS) + 2  # a shorter episode does not show a lag
+_LEAST = (0.3, 0.2)  # minimum correlation of a late video, in few steps and in 1,000 or more
 _ALIKE, _SLOPES = 0.95, (0.8, 1.25)  # minimum correlation, and range of slopes, of a command and its state
 _POINTS = 32  # points per episode when two are compared
 MAX_EPISODES = 3000  # more are not compared pairwise
 MIN_EPISODES = 4  # fewer do not define a usual value
+FEW = 10  # fewer do not show that a small difference is unusual
 _NEAR = 0.15  # relative tolerance for naming a known factor
 _SAME = 2.0  # maximum ratio of the factors of columns that count as equal
+_RARE = 5.0  # an offset of some episodes is this many times the usual difference between episodes
 
 
 def deceptions(
@@ -45,17 +49,28 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
     for column in (c for c in range(len(action.names)) if kinds[c] in ("absolute", "")):
         if (follower := _follower(action, column, state)) is None:
             continue
-        distance = np.concatenate([
-            (a - s)[(speed := np.abs(np.gradient(s))) <= np.quantile(speed, 0.5)]
-            for a, s in zip(episodes_of(action.values[:, column], ends), episodes_of(state.values[:, follower], ends), strict=True)
-            if len(s) > 2
-        ])  # fmt: skip
-        offset = float(np.median(distance)) if len(distance) else 0.0
-        width = spread[follower]  # skip joints that hardly move: any offset is large for them
-        if width > 0.2 * np.median(spread) and abs(offset) > limits.offset * width:
-            share = f"{100 * abs(offset) / width:.0f} % of its range"
+        width, both = spread[follower], ((action, column), (state, follower))
+        if width <= 0.2 * np.median(spread):  # any offset is large for a joint that hardly moves
+            continue
+        commands, states = (episodes_of(table.values[:, at], ends) for table, at in both)
+        own = np.array([_at_rest(a, s) for a, s in zip(commands, states, strict=True)])  # (E,)
+        usual, least = float(np.nanquantile(own, 0.5, method="lower")), limits.offset * width
+        more = own - usual
+        many = max(2 * least, _RARE * np.nanquantile(np.abs(more), 0.5, method="lower"))
+        odd = np.flatnonzero(np.abs(more) > many).tolist() if len(own) >= FEW else []
+        found = [(usual, None, "")] if abs(usual) > least else []
+        for offset, episode, than in [*found, *((float(more[i]), i, ", beyond the usual") for i in odd)]:
+            share = f"{100 * abs(offset) / width:.0f} % of its range{than}"
             text = f"{action.names[column]}: {offset:+.3g} from {state.names[follower]}, {share}"
-            yield Finding("offset", text)
+            yield Finding("offset", text, episode)
+
+
+def _at_rest(command: np.ndarray, state: np.ndarray) -> float:
+    """Return the median distance of a command (T,) from the state (T,) in the slower half of an episode's steps."""
+    if len(state) < 3:
+        return np.nan
+    speed = np.abs(np.gradient(state))
+    return float(np.median((command - state)[speed <= np.quantile(speed, 0.5)]))
 
 
 def _follower(action: Table, column: int, state: Table) -> int | None:
@@ -92,7 +107,8 @@ def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) ->
         scores = {lag: _agreement(pairs, lag) for lag in _LAGS} if pairs else {0: 0.0}
         lag = max(scores, key=lambda lag: (scores[lag], -abs(lag)))
         best, unshifted = scores[lag], scores[0]
-        if abs(lag) >= limits.late_steps and best > max(0.3, unshifted + max(0.02, 0.3 * (1 - best))):
+        least = _LEAST[sum(map(len, speeds)) >= 1000]
+        if abs(lag) >= limits.late_steps and best > max(least, unshifted + max(0.02, 0.3 * (1 - best))):
             many = f"{abs(lag)}{'+' if abs(lag) == max(_LAGS) else ''}"  # the longest lag may be a longer one
             shift = f"{many} steps {'late' if lag > 0 else 'early'}"
             yield Finding("late", f"camera {camera}: {shift} (correlation {best:.2f}, else {unshifted:.2f})")
@@ -122,11 +138,18 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
     distance = np.sqrt(distance / points.shape[1])  # root mean square, relative to the range
     np.fill_diagonal(distance, np.inf)
     usual = float(np.median(distance.min(1)))
-    for i in range(1, len(ends)):
-        j = int(distance[i, :i].argmin())
-        if distance[i, j] < limits.duplicate * usual:
+    first: dict[bytes, int] = {}  # distinct step -> its first episode
+    for i, rows in enumerate(episodes_of(values, ends)):
+        steps = {row.tobytes() for row in rows}
+        earlier = Counter(first[step] for step in steps if step in first)
+        for step in steps:
+            first.setdefault(step, i)
+        j = int(distance[i, :i].argmin()) if i else 0
+        if i and distance[i, j] < limits.duplicate * usual:
             shares = f"{100 * distance[i, j]:.2g} % of the range apart, usual neighbours {100 * usual:.2g} %"
             yield Finding("duplicate", f"nearly episode {j}: {shares}", i)
+        elif earlier and (most := earlier.most_common(1)[0])[1] > len(steps) / 2:  # a copy that was cut
+            yield Finding("duplicate", f"{most[1]} of {len(steps)} steps are those of episode {most[0]}", i)
 
 
 def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Finding]:
@@ -135,7 +158,8 @@ def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
         return
     episodes = episodes_of(np.abs(table.values.astype(np.float64)), ends)
     sizes = np.array([np.quantile(rows, 0.9, axis=0) for rows in episodes])  # (E, C)
-    usual = np.median(sizes, axis=0)
+    low = np.quantile(sizes, 0.25, axis=0)  # of the right half, where half of the episodes are too large
+    usual = np.nanmedian(np.where((sizes <= limits.units * low) | (low == 0), sizes, np.nan), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(usual > 0, sizes / usual, 1.0)
     for part in table.parts:
@@ -146,7 +170,7 @@ def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
             factor = float(np.exp(np.median(np.log(ratio[is_odd]))))
             known = [n for f, n in _UNITS.items() for x in (factor, 1 / factor) if abs(x / f - 1) < _NEAR]
             same = np.ptp(np.log(ratio[is_odd])) < np.log(_SAME) and is_odd.sum() > 1
-            if same or known:
+            if same or known or max(factor, 1 / factor) > limits.units**2:
                 size = f"{factor:.3g} times the other episodes" + (f", {known[0]}?" if known else "")
                 yield Finding("units", f"{table.key} {part.name}: {size}", i)
 

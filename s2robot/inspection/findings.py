@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from s2robot.inspection.deceit import LATE_STEPS, MAX_EPISODES, MIN_EPISODES, deceptions
+from s2robot.inspection.deceit import FEW, LATE_STEPS, MAX_EPISODES, MIN_EPISODES, deceptions
 from s2robot.inspection.tables import Columns, Finding, Frames, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
@@ -18,7 +18,7 @@ KINDS = {
     "gripper": "a gripper that does not move for a whole episode",
     "length": "episodes far shorter or longer than the others",
     "constant": "numbers that are equal in all steps",
-    "offset": "commands at a constant distance from the state that follows them",
+    "offset": "commands at a constant distance from the state that follows them, in all episodes or in some of ten or more",
     "late": "a video that is out of sync with the state in all episodes, where its changes follow the state",
     "duplicate": "near-duplicate episodes, which leak between splits",
     "units": "numbers many times larger or smaller than in other episodes",
@@ -71,7 +71,7 @@ def unchecked_kinds(tables: Sequence[Table], ends: np.ndarray, frames: Frames) -
         "late": (not frames or max(np.diff([0, *ends])) >= LATE_STEPS, f"no episode has {LATE_STEPS} steps"),
         "offset": (any(part.kind in ("absolute", "") for part in parts), "actions are steps, not targets"),
         "units, duplicate, ends early": (count >= MIN_EPISODES, f"fewer than {MIN_EPISODES} episodes"),
-        "dead": (count >= 10, "fewer than 10 episodes"),
+        "dead": (count >= FEW, f"fewer than {FEW} episodes"),
         "duplicate": (count <= MAX_EPISODES, f"more than {MAX_EPISODES} episodes"),
     }
     return {kind: why for kind, (known, why) in checks.items() if not known}

@@ -58,6 +58,15 @@ def test_constant_offset_between_action_and_state(offset):
     assert one.text.startswith("joint 1: ") and float(one.text.split()[2]) == pytest.approx(offset, rel=0.05)
 
 
+@pytest.mark.parametrize("odd", [slice(3, 4), slice(0, 5), slice(None, None, 2)])
+def test_offset_in_some_episodes(odd):
+    data = Data(0)
+    data.action[odd, :, 1] += 0.2
+    findings = only_findings(data, "offset")
+    assert [f.episode for f in findings] == [*range(EPISODES)][odd]
+    assert float(findings[0].text.split()[2]) == pytest.approx(0.2, rel=0.05)
+
+
 @pytest.mark.parametrize("lag", [2, 5, -8, 12])
 def test_video_that_is_late_or_early(lag):
     data = Data(1)
@@ -68,15 +77,24 @@ def test_video_that_is_late_or_early(lag):
     )
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-3, 5e-3])
-def test_near_duplicate_of_an_episode(noise):
+def test_late_video_that_follows_the_state_loosely():
+    data, rng = Data(1), np.random.default_rng(0)
+    data.state += rng.normal(0, 0.05, data.state.shape)
+    late = np.roll(np.abs(np.diff(data.state, axis=1)).sum(2), 5, axis=1)
+    data.change[:, 1:] = 20 + 3 * (late / late.std() + rng.normal(0, 3.5, late.shape))  # correlation 0.27
+    (one,) = [f for f in data.findings() if f.kind == "late"]
+    assert one.text.startswith("camera hand: 5 steps late")
+
+
+@pytest.mark.parametrize(("noise", "lost"), [(0.0, 0), (1e-3, 0), (5e-3, 0), (0.0, 1), (0.0, 3), (0.0, 15)])
+def test_copy_of_an_episode_with_noise_or_without_its_first_steps(noise, lost):
     data = Data(2)
     rng = np.random.default_rng(0)
-    data.state[13] = data.state[4] + rng.normal(0, noise, data.state[4].shape)
-    data.action[13] = data.action[4] + rng.normal(0, noise, data.state[4].shape)
-    data.change[13] = data.change[4]
+    for values, size in ((data.state, noise), (data.action, noise), (data.change, 0)):
+        values[13, : STEPS - lost] = values[4, lost:] + rng.normal(0, size, values[4, lost:].shape)
+    data.lengths[13] -= lost
     (one,) = only_findings(data, "duplicate")
-    assert one.episode == 13 and one.text.startswith("nearly episode 4: ")
+    assert one.episode == 13 and "episode 4" in one.text
 
 
 @pytest.mark.parametrize(
@@ -91,6 +109,13 @@ def test_episode_in_other_units(factor, name):
     for one in findings:
         measured = float(one.text.split(": ")[1].split()[0])
         assert measured == pytest.approx(factor, rel=0.6) and name in one.text
+
+
+def test_half_of_the_episodes_in_mm():
+    data = Data(3)
+    for values in (data.state, data.action):
+        values[::2] *= 1000
+    assert {f.episode for f in data.findings() if f.kind == "units"} == {*range(0, EPISODES, 2)}
 
 
 def test_sensor_that_is_dead_in_one_episode():
