@@ -37,8 +37,8 @@ from s2robot.evaluation.records import mean_interval, read_records, wilson
 
 UNDECIDED = 3  # exit code
 _COUNTS = re.compile(r"(?:(?P<label>[^:/]+):)?(?P<successes>\d+)/(?P<trials>\d+)")
-_METHOD = "independent trials, Newcombe's interval, Barnard's exact test"
-_EXACT = 4_000_000  # the test is exact up to this number of tables
+_METHOD = "independent trials, Newcombe's interval, Barnard's exact test (Fisher's for many trials)"
+_TABLES = 4_000_000  # Barnard's test lists all tables up to this number
 _CHANCES = 400  # points of its grid
 _OUTSIDE = 1e-4  # probability that the pooled success rate is outside the grid, see `barnard`
 _MIN_REAL_TRIALS = 10  # with simulated trials; with fewer, the intervals do not hold
@@ -183,14 +183,14 @@ def _read_csv(path: Path) -> list[_Row]:
     text = read_text(path).lstrip("\ufeff\r\n")  # Excel's mark, and empty lines
     rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     rows.fieldnames = names = [name.strip().lower() for name in rows.fieldnames or ()]
-    if "success" not in names:
+    if names.count("success") != 1:
         got = ", ".join(names) or "none"
-        raise UserError(f"{path}: expected a header with a column 'success', got {got}")
+        raise UserError(f"{path}: expected a header with one column 'success', got {got}")
     found = []
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
         success = _TRUTH.get((row["success"] or "").strip().lower())
         if success is None:
-            where = f"{path} line {number}: success"
+            where = f"{path} line {rows.line_num}: success"
             raise UserError(f"{where}: expected 0, 1, true or false, got {row['success']!r}")
         if not row.get("axis") and row.get("disturbance") != "":  # only the main part of each kind of file
             position = row.get("position") or row.get("seed") or None
@@ -284,15 +284,15 @@ def barnard(k: int, m: int, j: int, n: int) -> float:
 
     The p value is maximised over a grid of success rates in the 99.99 % interval of the pooled rate, plus 0.0001 for rates
     outside it (Berger & Boos 1994). scipy maximises over all rates, and often picks one that the data exclude. Beyond
-    `_EXACT` tables the normal distribution is used.
+    `_TABLES` tables, Fisher's exact test is used.
     """
-    x, y = np.ogrid[: m + 1, : n + 1] if (m + 1) * (n + 1) <= _EXACT else (np.array([[k]]), np.array([[j]]))
+    if (m + 1) * (n + 1) > _TABLES:
+        return float(stats.fisher_exact([[k, j], [m - k, n - j]]).pvalue)
+    x, y = np.ogrid[: m + 1, : n + 1]
     pooled = (x + y) / (m + n)
     with np.errstate(invalid="ignore", divide="ignore"):
         z = np.abs(x / m - y / n) / np.sqrt(pooled * (1 - pooled) * (1 / m + 1 / n))
     z = np.nan_to_num(z)  # none or all succeeded: no difference
-    if z.size == 1:
-        return float(2 * stats.norm.sf(z[0, 0]))
     extreme = (z >= z[k, j] - 1e-9).astype(float)
     likely = stats.binomtest(k + j, m + n).proportion_ci(1 - _OUTSIDE)
     low, high = (math.asin(math.sqrt(chance)) for chance in (likely.low, likely.high))
