@@ -56,26 +56,19 @@ class FeatureNorm(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.blind = False  # control experiment: all normalised features are zero
         self.product = torch.float32  # dtype of the product with the tokens in training
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("inverse_std", torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.blind:
-            return torch.zeros_like(x)
         return torch.addcmul(-self.mean * self.inverse_std, x, self.inverse_std)
 
-    def project(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | float]:
+    def project(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply weights (O, dim) with normalised x (M, N, dim); return (O, M, N), and a shift (O,) still to be added."""
         x = x if x.dtype == torch.bfloat16 else x.float()  # already rounded for the product
-        shift: Tensor | float = 0.0
-        if self.blind:
-            x = torch.zeros_like(x)
-        else:
-            weight = weight * self.inverse_std
-            shift = -(weight @ self.mean)
-            x = x.to(self.product if self.training else torch.float32)
+        weight = weight * self.inverse_std
+        shift = -(weight @ self.mean)
+        x = x.to(self.product if self.training else torch.float32)
         # This order gives a single product for all members of an ensemble (torch.vmap over the weights), and keeps the
         # tokens of a frame contiguous, which is fastest for a softmax over them.
         return (weight.to(x.dtype) @ x.flatten(0, 1).T).unflatten(1, x.shape[:2]), shift
@@ -172,7 +165,7 @@ class CameraPooling(nn.Module):
     """Pool every camera of every frame: (M, C, N, D) -> (M, C, out_dim).
 
     tokens: token count of the square maps, or the rows and columns of each camera's map. If a camera has fewer than N,
-    the others are ignored. `blind` is the control experiment: all normalised features are zero.
+    the others are ignored. `blind` is the control experiment: all features are the training data's means.
     """
 
     def __init__(
@@ -185,7 +178,7 @@ class CameraPooling(nn.Module):
         self.norms = nn.ModuleList(FeatureNorm(dim) for _ in range(cameras))
         self.pools = nn.ModuleList(pool(settings, dim, maps[i], out_dim) for i in range(count))
         self.camera = nn.Parameter(torch.randn(cameras, out_dim) * 0.02) if settings.shared else None
-        self.placed = False  # whether tokens hold their own places, see `PLACED`
+        self.blind = self.placed = False  # placed: tokens hold their own places, see `PLACED`
 
     def multiply_in(self, dtype: torch.dtype) -> torch.dtype | None:
         """Set the dtype of the product with the tokens in training (inference: float32). Return the dtype in which training
@@ -195,15 +188,6 @@ class CameraPooling(nn.Module):
         plain = self.settings.kind != "mean" and not self.blind and len(set(self.counts)) == 1
         plain &= not self.placed  # bfloat16 would move the tokens
         return dtype if plain and dtype == torch.bfloat16 else None
-
-    @property
-    def blind(self) -> bool:
-        return self.norms[0].blind  # type: ignore[return-value]
-
-    @blind.setter
-    def blind(self, value: bool) -> None:
-        for norm in self.norms:
-            norm.blind = value  # type: ignore[assignment]
 
     @torch.no_grad()
     def maps(self) -> list[Tensor]:
@@ -225,6 +209,8 @@ class CameraPooling(nn.Module):
         pooled = []
         for i, norm in enumerate(self.norms):
             tokens, known = features[:, i, : self.counts[i]], dict[str, Tensor]()
+            if self.blind:
+                tokens = norm.mean.expand_as(tokens)
             if self.settings.kind == "spatial_softmax":
                 known |= {} if means is None else {"mean": means[:, i]}
                 known |= {"places": tokens[..., -PLACED:-1].float()} if self.placed else {}
