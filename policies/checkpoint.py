@@ -77,7 +77,7 @@ class Contract(Stored):
     robot: str
     joint_names: list[str]
     action_frame: str
-    rate_hz: float
+    rate_hz: float = Field(gt=0)
     dataset: dict[str, Any]
 
 

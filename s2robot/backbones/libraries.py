@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor, nn
 
+from s2robot.backbones.weights import weights_sha256
 from s2robot.core.errors import UserError
 
 Size = tuple[int, int]  # height and width in pixels
@@ -172,8 +173,8 @@ def structure(model: nn.Module) -> str | None:
     """Describe a model's code and settings identically on every machine; None if its source is not available.
 
     Contains the layers' names and numbers (no weight shows the attention heads), without names that depend on the
-    library's version or the machine (`fused_attn`, a checkpoint's path), and the source of classes that come from no
-    known library, without the functions that they call.
+    library's version or the machine (`fused_attn`, a checkpoint's path). Of classes that come from no known library, it
+    contains all plain attributes and tensors that are no weights, and the source, without the functions that they call.
     """
     modules = dict(model.named_modules())
     bases = {base for module in modules.values() for base in type(module).__mro__}
@@ -184,13 +185,34 @@ def structure(model: nn.Module) -> str | None:
         code = sorted(inspect.getsource(base) for base in own)
     except (OSError, TypeError):  # defined in an interpreter, or generated
         return None
-    numbers = {
+    settings = {
         name: {key: value for key, value in vars(module).items() if key[0] != "_" and _are_numbers(value)}
         for name, module in modules.items()
     }
+    for name, module in modules.items():
+        if type(module) in own:
+            found = {**vars(module), **module._buffers}
+            settings[name] = {
+                k: v for k, v in found.items() if k[0] != "_" and k != "training" and _is_plain(v)
+            }
     config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
     config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
-    return json.dumps([repr(model), numbers, config, code], sort_keys=True, default=str)
+    as_text = lambda v: weights_sha256({"": v}) if isinstance(v, Tensor) else str(v)  # noqa: E731
+    return json.dumps([repr(model), settings, config, code], sort_keys=True, default=as_text)
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a setting is the same on every machine: no path, and no object that is written with its address."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return (
+        value is None
+        or isinstance(value, bool | int | float | Tensor)
+        or isinstance(value, str)
+        and "/" not in value
+    )
 
 
 def _are_numbers(value: Any) -> bool:

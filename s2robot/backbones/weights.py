@@ -28,6 +28,7 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
     problems += [f"unexpected {key}" for key in sorted(found.keys() - own)]
     wrong = [key for key in own if own[key] != found.get(key, own[key])]
     problems += [f"shape of {key} {found[key]}, expected {own[key]}" for key in wrong]
+    problems += [f"{key} is not finite" for key, value in state.items() if not value.isfinite().all()]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         listed = "; ".join(problems[:4]) + more

@@ -40,7 +40,7 @@ class EncoderSettings(Settings, at="encoder"):
     checkpoint: Path | None = None  # the weights; None for what ships, is installed, or is downloaded
     sizes: tuple[int, ...] | None = Field(default=None, min_length=1)  # image sides in pixels; or scales
     # image sides as multiples of the tile; (1, 2) by default
-    scales: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(default=None, min_length=1)
+    scales: tuple[Annotated[float, Field(gt=0, le=64)], ...] | None = Field(default=None, min_length=1)
     resolution: Literal["native", "upsampled"] | None = None  # how the larger sizes are made
     # the multiple of the tile that determines the grid of the features; None: the smallest size
     grid: float | None = Field(default=None, gt=0)

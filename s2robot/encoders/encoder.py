@@ -232,9 +232,8 @@ class S2Encoder(nn.Module):
     def encode(self, images: Tensor | np.ndarray) -> Tensor:
         """Encode uint8 RGB (B, H, W, 3) to float32 tokens (B, N, dim), row by row, without the CLS token.
 
-        N is `num_tokens` for square frames, else that of the map `map_of(H, W)`. Frames of `image_size` are used
-        unchanged, multiples of it are averaged by area, others are resized with antialiasing. Raises UserError for
-        another type or shape.
+        N is `num_tokens` for square frames, else that of the map `map_of(H, W)`. Frames of `image_size` are used unchanged,
+        multiples of it are averaged by area, others are resized with antialiasing. UserError for another type or shape.
         """
         images = tensor_of(images)
         height, width = channels_first(images[:1]).shape[-2:]
@@ -270,8 +269,7 @@ class S2Encoder(nn.Module):
 class TileCache:
     """A model that computes equal tiles once: rendered frames of a still camera repeat most of their tiles.
 
-    Only bit-identical tiles are equal. A real camera's tiles never are; the lookup then costs about 1 % of the
-    encoding.
+    Only bit-identical tiles are equal. A real camera's tiles never are; the lookup then costs about 1 % of the encoding.
     """
 
     def __init__(self, model: Model, size: int = 64) -> None:
