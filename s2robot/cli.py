@@ -294,7 +294,7 @@ def engine_of(cfg: "DictConfig", soon: bool = False) -> Iterator[None]:
     """Run worker pools created in this context on the config's engine, if any. ``soon``: start workers right away."""
     if "engine" not in cfg:
         yield
-    elif cfg.engine.name == "local":
+    elif cfg.engine.name != "ray":
         local = read(Local, cfg.engine)
         if soon and is_first():  # the other processes of a distributed run have no workers
             prepare()

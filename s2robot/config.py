@@ -1,5 +1,6 @@
 """Read the sections of a verb's config."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from s2robot.demos.mix import Mix
 from s2robot.demos.selection import Episodes, select
 from s2robot.demos.store import EpisodeStore, Split
 from s2robot.envs.tasks import DEFAULT, OTHERS, register_user_task, settings_class, settings_of
+from s2robot.policies.spec import PolicySettings
 
 CHOSEN = ("mask", "rate_hz", "action", "proprio", "cameras")  # import options for datasets in other formats
 
@@ -192,12 +194,21 @@ def encoder_settings(cfg: DictConfig) -> dict[str, Any]:
     settings = {**plain(cfg.encoder), "scales": scales, "resolution": cfg.s2.resolution}
     if cfg.s2.grid is not None:
         settings["grid"] = cfg.s2.grid
-    if fovea := plain(cfg.s2.fovea):
-        file = Path(fovea["gaze"])
-        settings |= {**fovea, "gaze": str(file.resolve()) if file.exists() else fovea["gaze"]}
+    if fovea := read(dict | None, plain(cfg.s2.fovea), "s2.fovea"):
+        zoom, gaze = read(Annotated[float, Field(gt=1)], fovea["zoom"], "s2.fovea.zoom"), str(fovea["gaze"])
+        settings |= {"zoom": zoom, "gaze": str(Path(gaze).resolve()) if Path(gaze).exists() else gaze}
     if settings["checkpoint"]:  # absolute, because a checkpoint may be used from another folder
-        settings["checkpoint"] = str(Path(settings["checkpoint"]).resolve())
+        settings["checkpoint"] = str(Path(str(settings["checkpoint"])).resolve())
     return settings
+
+
+def policy_settings(cfg: DictConfig, rate_hz: float) -> PolicySettings | None:
+    """Read the policy of a config, if it has one, with times such as `0.8s` as steps."""
+    values = plain(cfg.policy) if "policy" in cfg else {}
+    for key in ("context", "chunk", "execute"):
+        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(values.get(key))):
+            values[key] = round(float(number[1]) * rate_hz)
+    return read(PolicySettings, values, "policy") if values else None
 
 
 def world_of(cfg: DictConfig) -> str:

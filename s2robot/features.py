@@ -25,7 +25,7 @@ from s2robot.loading import device_of
 
 
 class FeaturesSettings(Settings, at="features", file="features/default"):
-    cache: str | None = from_yaml()
+    cache: str | None = from_yaml(min_length=1)  # "" comes from an unset shell variable
     workers: int | None = from_yaml(ge=1)
     dtype: Literal["float16", "float32"] = from_yaml()
     device: str = from_yaml()

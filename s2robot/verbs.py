@@ -46,10 +46,10 @@ def convert(cfg: DictConfig) -> None:
 
     world = chosen_world(cfg)  # also registers a user's own task
     choice, data, out = read_some(Choice, cfg), path_of(cfg, "data"), path_of(cfg, "out")
-    settings, to = read_some(ExportSettings, cfg), format_for(out, cfg.to)
+    settings, to, clip = read_some(ExportSettings, cfg), format_for(out, cfg.to), read(bool, cfg.clip, "clip")
     if cfg.expert:
         others = [k for own in (choice, settings) for k, value in own if value != getattr(type(own)(), k)]
-        others += ["clip"] * bool(cfg.clip) + [f"to={to}"] * bool(to)
+        others += ["clip"] * clip + [f"to={to}"] * bool(to)
         if others:
             text = f"expected no other options, got {', '.join(dict.fromkeys(others))}"
             raise UserError(f"expert: {text}; apply them in a second `s2robot convert`")
@@ -61,7 +61,7 @@ def convert(cfg: DictConfig) -> None:
     if to or world:
         with bar("reading", "steps") as update:
             path = as_store(data, cache_dir("demos"), choice, update, world=world)
-        store = bound(EpisodeStore.open(path), world, cfg.clip, data)
+        store = bound(EpisodeStore.open(path), world, clip, data)
     if to:
         with bar("converting", "steps") as update:
             export(store, out, to, settings, update)

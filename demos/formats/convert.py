@@ -133,7 +133,7 @@ def as_store(
     """Return the path of a dataset as a store: `path` itself if it is one, else a copy in `cache`.
 
     UserError, before anything is copied: the source has no world of its own and does not fit the settings ``world``.
-    The copy's name depends on the names, sizes and times of all source files, so a change creates a new copy.
+    The copy's name depends on the source's path and its files' names, sizes and times, so a change creates a new copy.
     """
     choice = choice or Choice()
     if not path.exists():
@@ -144,7 +144,9 @@ def as_store(
             return path
     files = [path] if path.is_file() else sorted(walk(path))
     stamps = [(str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    key = hashlib.sha256(json.dumps([READER, choice.model_dump(), stamps]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        json.dumps([READER, str(path.resolve()), choice.model_dump(), stamps]).encode()
+    ).hexdigest()[:16]
     out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
     if not out.exists():
         source = read(path, choice)

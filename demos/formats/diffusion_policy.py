@@ -165,7 +165,8 @@ class ReplayBuffer(Source):
         path, arrays, choice = self.path, self._arrays, self.choice
         images = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[3] == 3]
         flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
-        videos = camera_files(path / "videos")
+        stems = sorted({p.stem for p in path.glob("videos/*/*.mp4")}, key=lambda s: (len(s), s))
+        videos = {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
         names = {k: k.removesuffix("_image") for k in images} | videos
         # UMI also stores the poses at the start and the end of each demo
         robot = [k for k in flat if k.startswith("robot") and "_demo_" not in k]
@@ -242,12 +243,6 @@ class ReplayBuffer(Source):
             where = f"{self.path}: data/{self.keys[key][0]}"
             raise mismatch(where, "images of 0 to 255", f"{float(array.min()):g} to {most:g}")
         return np.rint(array).clip(0, 255).astype(np.uint8)
-
-
-def camera_files(folder: Path) -> dict[str, str]:
-    """Return the cameras in the folders of all episodes, file name -> camera name; `0.mp4` is `camera_0`."""
-    stems = sorted({p.stem for p in folder.glob("*/*.mp4")}, key=lambda s: (len(s), s))
-    return {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:

@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from s2robot.core import workers as pools
@@ -31,7 +31,7 @@ class Ray(Settings, at="engine", file="engine/ray"):
     """The Ray engine. It connects when the first pool is made, and reuses a Ray that this process has already started.
     configs/engine/ray.yaml documents each value."""
 
-    name: str = from_yaml()
+    name: Literal["ray"] = from_yaml()
     address: str | None = from_yaml()
     workers: int | None = from_yaml(ge=1)
     gpus_per_encoder: float = from_yaml(ge=0)

@@ -21,7 +21,7 @@ from itertools import islice
 from multiprocessing import connection, forkserver, get_context, parent_process, resource_tracker
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from s2robot.core.errors import UserError
 from s2robot.core.settings import Settings, from_yaml
@@ -172,7 +172,7 @@ class Pool(AbstractContextManager["Pool"]):
 class Local(Settings, at="engine", file="engine/local"):
     """The default engine: local processes. configs/engine/local.yaml documents each value. `Ray` is the other engine."""
 
-    name: str = from_yaml()
+    name: Literal["local"] = from_yaml()
     workers: int | None = from_yaml(ge=1)
     is_remote: ClassVar[bool] = False  # True: workers may be elsewhere, and encode what they render
 

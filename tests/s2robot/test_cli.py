@@ -93,6 +93,13 @@ def test_help_explains_a_group(s2robot):
         ("train --live", "write live=<value>"),
         ("evaluate checkpoint=none", "checkpoint none: no such folder"),
         ("encode encoder.name=mvp-tine", "encoder.name: expected one of mvp-tiny, "),
+        ("train hydra.run.dir=", "hydra.run.dir: expected a folder, got nothing"),
+        ("train features.cache=", "features.cache: expected "),
+        ("train engine.name=foo", "engine.name: expected 'local', got 'foo'"),
+        ("train s2=fovea s2.fovea.zoom=null", "s2.fovea.zoom: expected a number, got null"),
+        ("train s2.fovea=5", "s2.fovea: expected "),
+        ("train encoder.checkpoint=5", "5: expected an encoder file"),
+        ("convert data=a out=b clip=maybe", "clip: expected true or false, got 'maybe'"),
         ("encode env.cameras=[hand,top]", "cameras: expected 'top' among them"),
     ],
 )
@@ -110,6 +117,7 @@ def test_wrong_input_is_one_error_line(s2robot, words, text):
         ("evaluate", "checkpoint=run", "checkpoint=run/checkpoint"),
         ("dagger", "checkpoint=run", "recording.checkpoint=run/checkpoint"),
         ("train", "train.from=run", "train.from=run/checkpoint"),
+        ("train", "train.from=", "train.from="),  # an unset shell variable is not this folder
         ("evaluate", "encoder.checkpoint=run", "encoder.checkpoint=run"),
         ("inspect", "rate_hz=10", "demos.rate_hz=10"),
         ("train", "task.kwargs.obs_type=state", "++task.kwargs.obs_type=state"),
@@ -120,6 +128,7 @@ def test_dataset_and_checkpoint_keys_work_in_all_verbs(tmp_path, monkeypatch, ve
     """A run folder is accepted in place of its checkpoint."""
     (tmp_path / "run/checkpoint").mkdir(parents=True)
     (tmp_path / "run/checkpoint/policy.json").write_text("{}")
+    (tmp_path / "checkpoint").symlink_to("run/checkpoint")
     monkeypatch.chdir(tmp_path)
     assert as_known(verb, typed) == known
 

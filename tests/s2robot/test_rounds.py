@@ -66,6 +66,7 @@ def stages(out):
     ("change", "words"),
     [
         ("recording.seed=9999", "recording.seed: expected positions other than the evaluation's from 10000"),
+        ("recording.rounds=two", "recording.rounds: expected an integer, got 'two'"),
         ("recording.device=x", "recording.device: expected auto, cpu"),
         ("evaluate.seed=503", "evaluate.seed: positions 503 to 503 hold 1 that the demos"),
         ("recording.imitate_visited=opne", "recording.imitate_visited: expected "),

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,8 @@ def test_dataset_is_converted_again_only_after_a_change(tmp_path, copy):
     first = as_store(copy, tmp_path / "cache", show=messages.append)
     assert as_store(copy, tmp_path / "cache", show=messages.append) == first and len(messages) == 1
     assert as_store(first, tmp_path / "cache") == first
+    other = shutil.copytree(copy, tmp_path / "other" / copy.name)  # with the same names, sizes and times
+    assert as_store(other, tmp_path / "cache") != first
     (copy / "README.md").write_text("changed")
     assert as_store(copy, tmp_path / "cache", show=messages.append) != first
 
