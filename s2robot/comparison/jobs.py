@@ -3,9 +3,8 @@
     encode = Job("base: encode", "encode", ["s2=single"], folder / "encode")
     run_jobs([Job("base: train", "train", ["s2=single"], folder / "train", needs=[encode])], parallel=2, threads=1)
 
-Each job is an ordinary `s2robot <verb> ...`. `<stamp>.json` stores its command, `<stamp>.log` its output, and
-`<stamp>.done` exists once it is done. A job ends when this process ends, because its standard input is a pipe that
-this process holds open.
+Each job is an ordinary `s2robot <verb> ...`. `<stamp>.json` stores its command, `<stamp>.log` its output, and `<stamp>.done`
+exists once it is done. A job ends when this process ends, because its standard input is a pipe that this process holds open.
 """
 
 import os

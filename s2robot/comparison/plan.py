@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from s2robot.comparison.jobs import Job
 from s2robot.comparison.settings import GROUPS, READS, Arm, Axis, Compare, group_of
-from s2robot.config import encoder_settings, open_demos, task_settings
+from s2robot.config import encoder_settings, open_demos, policy_settings, task_settings
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
-from s2robot.core.settings import plain
+from s2robot.core.settings import plain, read
 from s2robot.core.timing import cores
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
@@ -33,8 +33,10 @@ from s2robot.encoders.build import build_encoder
 from s2robot.envs.frames import at_height
 from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
+from s2robot.evaluation.evaluate import EvaluateSettings
 from s2robot.evaluation.records import read_records
 from s2robot.overrides import key_of, of_record
+from s2robot.training.settings import TrainSettings
 
 Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> training job
 Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> episode records
@@ -48,7 +50,7 @@ class ArmFacts:
     about: Mapping[str, Any]  # for compare.json
     encoder: str  # fingerprint
     world: TaskSettings  # for its evaluation, at the video's image size
-    evaluate: DictConfig
+    evaluate: EvaluateSettings
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,11 @@ def _resolve(arm: Arm, common: Sequence[str]) -> ArmFacts:
         words = [*common, *arm.overrides]
         train, e = settings_of("train", words), settings_of("evaluate", words)
         encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
+        policy_settings(train, world.rate_hz)
+        read(TrainSettings, train.train, "train")
         require_simulator(world)
-        world = world.replace(image_size=at_height(world.image_size, world.cameras, e.evaluate.video_size))
+        settings = read(EvaluateSettings, e.evaluate, "evaluate")
+        world = world.replace(image_size=at_height(world.image_size, world.cameras, settings.video_size))
     facts = {
         **{"name": arm.name, "label": arm.label, "encoder": encoder.name},
         "scales": [float(s) if s % 1 else int(s) for s in train.s2.scales],
@@ -133,7 +138,7 @@ def _resolve(arm: Arm, common: Sequence[str]) -> ArmFacts:
         "parameters": encoder.num_parameters,
         "gflops_per_frame": round(encoder.gflops_per_image, 3),
     }
-    return ArmFacts(facts, encoder.fingerprint, world, e.evaluate)
+    return ArmFacts(facts, encoder.fingerprint, world, settings)
 
 
 def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
@@ -141,11 +146,15 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     experiment, out = settings.experiment, settings.out
     arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
     for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
+    if "train.seed" in map(key_of, for_arms):
+        raise UserError(
+            "train.seed: expected the training seeds in experiment.seeds, such as [0,1,2], got one seed"
+        )
     common = [*experiment.overrides, *for_arms]
     if settings.records:
         common.append(f"demos.path={word(out / 'demos.zarr')}")
     with _errors_about("all arms"):
-        positions = settings_of("evaluate", common).evaluate
+        positions = read(EvaluateSettings, settings_of("evaluate", common).evaluate, "evaluate").positions
         if settings.records:
             recording = settings_of("record", common)
             recorded = frozenset(range(recording.seed, recording.seed + recording.episodes))
@@ -157,8 +166,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     parallel = settings.jobs or min(cores(), 8, len(arms) * len(experiment.seeds))
     plan = Plan(
         out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), facts=facts, main=World(out),
-        positions=range(positions.seed, positions.seed + positions.episodes),
-        parallel=parallel, threads=settings.threads or max(1, cores() // parallel),
+        positions=positions, parallel=parallel, threads=settings.threads or max(1, cores() // parallel),
     )  # fmt: skip
     with _errors_about("all arms"):
         if settings.records:

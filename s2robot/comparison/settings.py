@@ -156,3 +156,6 @@ class Compare(Settings, file="compare"):
         for key, names, known in chosen:
             for name in names or ():
                 yield key, name in known, f"some of {', '.join(known)}", name
+        pairs = self.experiment.pairs or ()
+        once = len({frozenset(pair) for pair in pairs if pair[0] != pair[1]}) == len(pairs)
+        yield "experiment.pairs", once, "two different arms in each pair, and each pair once", pairs
