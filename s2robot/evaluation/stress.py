@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from s2robot.config import task_settings
 from s2robot.core.errors import UserError, one_of
@@ -45,7 +45,7 @@ class StressSettings(Positions, file="stress"):
     device: str = from_yaml()
     videos: int = from_yaml(ge=0)
     only: tuple[str, ...] | None = from_yaml()
-    axes: dict[str, tuple[float, ...]] = from_yaml()
+    axes: dict[str, tuple[Annotated[float, Field(ge=0)], ...]] = from_yaml()
 
     @field_validator("axes")
     @classmethod
@@ -90,12 +90,15 @@ class StressWorld:
         return Disturbed(make(self.config))
 
     def _world(self, cell: Cell) -> World:
-        config, name = self.config, SETTINGS.get(cell.axis)
-        if name is not None:
-            config = config.replace(**{name: type(getattr(config, name))(cell.value)})
-        task = self._own if name is None else Disturbed(make_cached(config))
+        config = settings_in(cell, self.config)
+        task = Disturbed(make_cached(config)) if cell.axis in SETTINGS else self._own
         task.axis, task.value = cell.axis, cell.value
         return World(config, self.planner, task)
+
+
+def settings_in(cell: Cell, config: TaskSettings) -> TaskSettings:
+    """Return the settings of a cell's world. UserError for a strength that the world does not allow."""
+    return config.replace(**{name: cell.value}) if (name := SETTINGS.get(cell.axis)) else config
 
 
 def stress(cfg: DictConfig) -> dict[str, Any]:
@@ -110,6 +113,8 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
     planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
     cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
+    for cell in cells:
+        settings_in(cell, config)  # before anything runs
     same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
     same["policy.spec"] = policy.spec.to_dict()  # execute and ensemble do not change the weights
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}

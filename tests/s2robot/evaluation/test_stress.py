@@ -8,7 +8,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import CubePickConfig
-from s2robot.evaluation.stress import STRENGTHS, Cell, StressSettings, figures
+from s2robot.evaluation.stress import STRENGTHS, Cell, StressSettings, figures, settings_in
 
 
 class Planted:
@@ -41,6 +41,11 @@ def test_wrong_axis_is_one_error_line():
         StressSettings(axes={"blurr": (1, 2, 3, 4, 5)})
     with pytest.raises(UserError, match="blur: expected 5 strengths"):
         StressSettings(axes={"blur": (1, 2)})
+    with pytest.raises(UserError, match=r"axes.blur\[4\]: expected >= 0, got -1"):
+        StressSettings(axes={"blur": (1, 2, 3, 4, -1)})
+    for value, found in ((1.5, "an integer"), (100, "<= 8")):
+        with pytest.raises(UserError, match=f"env.clutter: expected {found}, got {value}"):
+            settings_in(Cell("distractors", 1, value), CubePickConfig())
 
 
 def test_command_writes_its_page_and_a_repeat_adds_nothing(here, save_untrained, tmp_path):
