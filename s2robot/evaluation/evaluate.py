@@ -24,6 +24,7 @@ from s2robot.core.progress import bar
 from s2robot.core.provenance import command, policy_sha256, short_hash, versions
 from s2robot.core.settings import Positions, from_yaml, read
 from s2robot.core.timing import cores
+from s2robot.core.workers import engine_in_use
 from s2robot.demos.binding import bind, is_open, names_no_world
 from s2robot.demos.lineage import TRAINING, USES, Lineage
 from s2robot.demos.store import EpisodeStore
@@ -33,7 +34,7 @@ from s2robot.envs.tasks import DEFAULT, make, settings_of
 from s2robot.evaluation.records import read_records, summarise, write_records
 from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, Planner, Rollouts, run_episodes
 from s2robot.evaluation.video import film_episodes
-from s2robot.loading import image_size_of, load_networks
+from s2robot.loading import device_of, image_size_of, load_networks
 from s2robot.policies import check_contract
 
 _TOLERANCE_M, _TOLERANCE_DEGREES = 1e-4, 0.01  # smaller differences between cameras are rounding errors
@@ -96,6 +97,8 @@ def evaluate_checkpoint(
             or selected on some of the positions; `out` holds episodes with other settings.
     """
     start, e = time.monotonic(), settings or EvaluateSettings()
+    if not engine_in_use().is_remote:
+        device_of(e.device, "evaluate.device")  # reject it here, not in each worker
     # on the CPU: only the workers use the device
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), weights, e.task_vectors)
     config, contract, changes = world_for(world, contract, image_size_of(contract, encoder))

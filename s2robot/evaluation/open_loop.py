@@ -114,7 +114,7 @@ def measure(
     Episodes without a step that counts are skipped; DatasetError if no episode has one.
     """
     spec, actions = policy.spec, store["action"]
-    windows = make_windows(store, np.array(list(plans)), 1, spec.chunk)
+    windows = make_windows(store, np.array(list(plans)), 1, spec.chunk, "recorded")
     totals: dict[str, dict[str, list[np.ndarray]]] = {method: {} for method in METHODS}
     measured, counts = list[int](), list[np.ndarray]()
     for i, plan in plans.items():
