@@ -30,10 +30,9 @@ __all__ = ["CommonSettings", "Expert", "Group", "Task", "TaskSettings", "next_ac
 class Expert(Protocol):
     """A scripted expert in one world; :meth:`Task.expert` creates it after a reset.
 
-    Optional members: ``push``, the name of a perturbation if the last action was one (never imitated; :meth:`act` may
-    return a flag with the action instead). DAgger needs three more: ``ask(steps, memory=None)``, its next actions without
-    perturbations (steps, A); ``remember()``, the memory for `ask`; ``take_over(actions)``, to continue after the actions
-    of a policy (T, A).
+    Optional members: ``push``, the name of a perturbation if the last action was one (never imitated; :meth:`act` may return a
+    flag with the action instead). DAgger needs three more: ``ask(steps, memory=None)``, its next actions without perturbations
+    (steps, A); ``remember()``, the memory for `ask`; ``take_over(actions)``, to continue after the actions of a policy (T, A).
     """
 
     failed: bool  # it has given up

@@ -56,9 +56,8 @@ def load_networks(
     checkpoint: File, device: torch.device, weights: File | None = None, task_vectors: File | None = None
 ) -> tuple[ChunkPolicy, S2Encoder, dict[str, Any]]:
     """Return the policy, the encoder and the contract of a checkpoint. ``weights``: the encoder's file, if it has moved.
-    ``task_vectors``: vectors of instructions that are not in the policy's demos.
-    UserError if the checkpoint is damaged, weights are missing, the encoder is not the policy's, or the
-    outputs differ from those after training."""
+    ``task_vectors``: vectors of instructions that are not in the policy's demos. UserError if the checkpoint is damaged,
+    weights are missing, the encoder is not the policy's, or the outputs differ from those after training."""
     policy, contract = load_checkpoint(checkpoint, device)
     if task_vectors:
         policy.add_tasks(task_vectors)

@@ -273,7 +273,8 @@ class Expert(PredictingExpert):
             self._kick_left = int(rng.integers(c.kick_steps[0], c.kick_steps[1] + 1))
             push = rng.uniform(-1, 1, 3) * c.kick_size
             if not self.low:
-                push = self._raised(push, above, holds)
+                up = abs(push[2]) if above < 0.1 or holds else push[2]  # without collisions
+                push = np.array([*(0.5 if above < 0.1 else 1.0) * push[:2], up])
             self._kick = push, 0.0 if holds else self.rough * float(rng.uniform(-c.kick_yaw, c.kick_yaw))
             if self.slips and holds and rng.random() < 0.5:
                 self._kick_left, self._slip_left = 0, int(rng.integers(*_SLIP))
@@ -306,11 +307,6 @@ class Expert(PredictingExpert):
             return self._action(grasp.position, yaw, False)
         self._askew, self.closed = None, True
         return self._action(hand.position, hand.yaw, True)
-
-    def _raised(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
-        """Return a kick (3,) without collisions: upwards if the fingers are low or hold something."""
-        up = abs(push[2]) if above < 0.1 or holds else push[2]
-        return np.array([*(0.5 if above < 0.1 else 1.0) * push[:2], up])
 
     def _limited(self, push: np.ndarray, above: float, holds: bool) -> np.ndarray:
         """Limit a kick (3,): upwards with a held object, else down to just above the object, where policies misalign."""

@@ -2,9 +2,8 @@
 
     pretrain(PretrainSettings(data="scenes", out="runs/mae"))
 
-Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together. So a
-killed run resumes exactly, and several processes use the same batches as one. configs/pretrain/default.yaml documents
-each setting.
+Every step draws its frames, crops and masks from a generator seeded by (seed, step), for all processes together. So a killed
+run resumes exactly, and several processes use the same batches as one. configs/pretrain/default.yaml documents each setting.
 """
 
 from __future__ import annotations

@@ -98,8 +98,11 @@ class SpaceMouse:
     """
 
     def __init__(self, controls: Controls, device: Any = None):
-        self._controls = controls
-        self._device = device or _open_spacemouse()
+        self._controls, self._device = controls, device
+        if device is None:
+            library = import_extra("pyspacemouse", "spacemouse")
+            with reported("spacemouse: expected a device on USB, got none", kind=EnvError):
+                self._device = library.open(axis_convention=library.AxisConvention.ROS)
         self._buttons: tuple[int, ...] = (0, 0)
         self._velocity = np.zeros(4)
         self._report, self._heard = None, -np.inf  # the last report's `t`, and its arrival, s
@@ -134,12 +137,6 @@ class SpaceMouse:
         for button, pressed in enumerate(self._buttons):
             if pressed and not before[button]:
                 self._controls.on_button(button)
-
-
-def _open_spacemouse() -> Any:
-    library = import_extra("pyspacemouse", "spacemouse")
-    with reported("spacemouse: expected a device on USB, got none", kind=EnvError):
-        return library.open(axis_convention=library.AxisConvention.ROS)
 
 
 class Teleoperator:
