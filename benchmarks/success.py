@@ -32,16 +32,6 @@ class Row:
     base: str = ""  # with DAgger: the row whose policies it starts from
 
 
-def of_task(task: str) -> Row:
-    demos = f"runs/tasks/{task}.zarr"
-    return Row("", f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
-
-
-TASKS = ("stack", "lift", "can", "square")
-PANDA: dict[str, Any] = {
-    "world": "robot=panda demos.path=runs/policies/panda.zarr",
-    "record": "robot=panda out=runs/policies/panda.zarr",
-}
 SOFTMAX = "policy.pooling.kind=spatial_softmax"
 ROWS = {
     "policies": {
@@ -51,9 +41,12 @@ ROWS = {
         "15 demos, DAgger": Row("demos.episodes=15", dagger_rounds=2, base="15 demos"),
         "DAgger": Row(dagger_rounds=1, base="default"),
         "transformer": Row("policy=transformer"),
-        "panda": Row(**PANDA),
+        "panda": Row("", "robot=panda demos.path=runs/policies/panda.zarr", "robot=panda out=runs/policies/panda.zarr"),
     },
-    "tasks": {task: of_task(task) for task in TASKS},
+    "tasks": {
+        task: Row("", f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
+        for task, demos in ((task, f"runs/tasks/{task}.zarr") for task in ("stack", "lift", "can", "square"))
+    },  # fmt: skip
 }  # fmt: skip
 
 

@@ -40,12 +40,12 @@ PAGES = (
     *(f"docs/results/{name}/README.md" for name in ("outside", "s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
-PRIMARY = ("s2", "two")  # of docs/results/protocol.md
+PRIMARY = {"s2": [("s2", "two")], "size": [("two", "one"), ("s2", "two")]}  # of docs/results/protocol.md
+ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
 DEMOS: dict[float, str] = {number: str(number) for number in (15, 30, 60, 120)}
-TESTS = 16  # that Holm corrects the primary comparison for
 PROBED_SCALES = ("1", "2", "1+2")  # whose scores are shown
 # task of a probe: its metric, the sign of a gain, the name of 100 x the metric
 PROBED = {
@@ -130,7 +130,7 @@ def pairs_table(name: str) -> str:
     """Return the differences of a comparison, the primary one of the protocol aside, with Holm's correction."""
     facts, outcomes = comparison(name)
     labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
-    pairs = [pair for pair in facts["pairs"] if not name.startswith("s2/") or tuple(pair) != PRIMARY]
+    pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(str(Path(name).parent), ())]
     found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
     rows = [
         [f"{labels[a]} − {labels[b]}", points(each), p_text(p)]
@@ -139,18 +139,22 @@ def pairs_table(name: str) -> str:
     return table(["difference", "points [95 %]", "p, Holm"], *rows)
 
 
-def studies() -> list[str]:
-    names = [f"s2/{file.stem}" for file in (RESULTS / "s2").glob("*.json")]
+def studies(folder: str = "s2") -> list[str]:
+    names = [f"{folder}/{file.stem}" for file in (RESULTS / folder).glob("*.json")]
     return sorted(names, key=lambda name: [part.zfill(3) for part in name.split("-")])
 
 
-def primary_table() -> str:
-    """Return the primary comparison in every world that was run; tests that were not run count in Holm's correction."""
-    worlds = [comparison(name)[1] for name in studies()]
-    found = [difference(outcomes[PRIMARY[0]], outcomes[PRIMARY[1]]) for outcomes in worlds]
-    p = holm([each.p for each in found] + [1.0] * (TESTS - len(found)))
-    rows = [[name[3:], points(each), p_text(q)] for name, each, q in zip(studies(), found, p, strict=False)]
-    return table(["world", "scales 1 and 2 − scale 2 alone, points [95 %]", f"p, Holm over {TESTS}"], *rows)
+def primary_table(folder: str = "s2") -> str:
+    """Return the primary comparisons in every world that was run, with Holm's correction over all."""
+    pairs, names = PRIMARY[folder], studies(folder)
+    found = [[difference(x[a], x[b]) for a, b in pairs] for _, x in map(comparison, names)]
+    p = iter(holm([each.p for row in found for each in row]))
+    rows = [
+        [Path(name).name, *(cell for each in row for cell in (points(each), p_text(next(p))))]
+        for name, row in zip(names, found, strict=True)
+    ]
+    heads = [head for a, b in pairs for head in (f"{ARMS[a]} − {ARMS[b]}, points [95 %]", "p, Holm")]
+    return table(["world", *heads], *rows)
 
 
 def success_table(name: str) -> str:
@@ -242,7 +246,7 @@ def probe_table(folder: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary`, `rows policies`, `stress stress`,
+    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary s2`, `rows policies`, `stress stress`,
     `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
@@ -263,8 +267,9 @@ def block(name: str) -> str:
         "unsafe": unsafe_commands,
         "episodes": episodes_table,
         "probe": probe_table,
+        "primary": primary_table,
     }
-    return makers[kind](of) if of else primary_table()
+    return makers[kind](of)
 
 
 def renew(text: str) -> str:
@@ -294,7 +299,7 @@ def picture(file: Path) -> None:
             shown = tuple(100 * value for value in (own.mean(), *success_interval(own)[:2]))
             panel = f"{WORLDS.get(world)}, {kind}"
             places = [(f"{panel}, {demos} demos", arm["gflops_per_frame"])] * ("one" in outcomes)
-            places += [(panel, int(demos))] * (arm["name"] in PRIMARY and world in WORLDS)
+            places += [(panel, int(demos))] * (arm["name"] in PRIMARY["s2"][0] and world in WORLDS)
             for title, x in places:
                 curves.setdefault(title, {}).setdefault(arm["label"], []).append((x, *shown))
     panels, labels = [], list(dict.fromkeys(label for arms in curves.values() for label in arms))
