@@ -237,7 +237,7 @@ class ReplayBuffer(Source):
 
     def joined(self, key: str, columns: Sequence[np.ndarray]) -> np.ndarray:
         array = super().joined(key, columns)
-        if not key.startswith("images_") or array.dtype == np.uint8:
+        if self.sidecar or not key.startswith("images_") or array.dtype == np.uint8:
             return array
         if 0 < (most := float(array.max())) <= 1 or most > 510:  # resizing may overshoot 255
             where = f"{self.path}: data/{self.keys[key][0]}"

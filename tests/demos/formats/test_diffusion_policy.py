@@ -11,6 +11,7 @@ import zarr
 from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.source import Choice
+from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.formats.made import converted, edited, refused, written, zipped
 
@@ -177,6 +178,15 @@ def test_round_trip_is_exact_and_leaves_no_partial_output(tmp_path, name):
     with pytest.raises(UserError, match="own.zarr: episode 1: proprio: expected finite .* inf at step 3"):
         written(store, tmp_path / f"bad_{name}")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("dtype", ["f4", "u2"])
+def test_depth_of_another_type_is_restored(tmp_path, dtype):
+    plain, depth = made.store(tmp_path / "plain.zarr"), (np.arange(240).reshape(5, 6, 8) * 9.5).astype(dtype)
+    with EpisodeStore.create(tmp_path / "own.zarr", {**plain.attrs, "arrays": None}) as store:
+        store.append({**plain.episode(0), "images_depth": depth})
+    back = converted(written(EpisodeStore.open(store.path), tmp_path / "out.zarr"))
+    np.testing.assert_array_equal(back["images_depth"], depth)
 
 
 def test_timestamps_follow_each_episodes_rate(tmp_path):
