@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from scipy import stats
 
 from s2robot.comparison.paired import difference
+from s2robot.config import chosen_world
 from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import versions
 from s2robot.core.settings import Settings, from_yaml, read_some
@@ -48,6 +49,7 @@ def reproduce(cfg: DictConfig) -> int:
         seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0, workers=settings.workers,
         instruction=identity.get("evaluate.instruction"), task_vectors=settings.task_vectors,
     )  # fmt: skip
+    chosen_world(cfg)  # registers a user's own task
     world = settings_of(identity["env"], f"{settings.run}: env")
     evaluate_checkpoint(checkpoint, out, evaluate, world, cfg.encoder.checkpoint, repeats=identity)
     rerun = read_records(out / "episodes.jsonl")

@@ -127,7 +127,7 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
     def reset() -> None:
         if planner is not actor:
             planner.reset()
-        actor.reset()
+        actor.reset(task=source.instruction)
 
     size = image_size_of(contract, encoder)
     return Policy(act, actor, contract, size, encoder.fingerprint, reset, planner)
@@ -169,4 +169,5 @@ def _remote(source: HostSettings, bridge: Bridge, stack: ExitStack) -> Policy:
             time.sleep(max(0.0, begin + hold + 0.2 - time.monotonic()))
             raise
 
-    return Policy(act, remote, remote.contract, remote.image_size, None, remote.reset, remote)
+    reset = lambda: remote.reset(task=source.instruction)  # noqa: E731
+    return Policy(act, remote, remote.contract, remote.image_size, None, reset, remote)

@@ -191,7 +191,7 @@ def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list
 
 def _check_latency(policy: Policy, observation: Mapping, rate_hz: float, plan_s: float | None) -> Finding:
     seconds = []
-    policy.actor.reset()
+    policy.reset()
     try:
         for i in range(PLANS + 2):
             begin = time.monotonic()
@@ -202,7 +202,7 @@ def _check_latency(policy: Policy, observation: Mapping, rate_hz: float, plan_s:
         text = " ".join(f"the policy fails: {type(error).__name__}: {error}".split())
         return Finding(STOP, "latency", text)
     finally:
-        policy.actor.reset()
+        policy.reset()
     return check_latency(seconds, rate_hz if plan_s is None else 1 / plan_s)
 
 

@@ -110,6 +110,7 @@ class HostSettings(Settings, at="policy", file="host/default"):
     ca_file: str | None = from_yaml()
     deadline_s: float = from_yaml(gt=0)
     connect_s: float = from_yaml(gt=0)
+    instruction: str | None = from_yaml()
     device: str = from_yaml()
     threads: int | None = from_yaml(ge=1)
 

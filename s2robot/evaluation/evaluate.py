@@ -46,7 +46,7 @@ class EvaluateSettings(Positions, at="evaluate", file="evaluate/default"):
     videos: int = from_yaml(ge=0)
     video_size: int = from_yaml(ge=16)
     resume: bool = from_yaml()
-    control: Literal["blind", "nearest_demo"] | None = from_yaml()
+    control: Literal["nearest_demo"] | None = from_yaml()
     instruction: str | tuple[str, ...] | None = from_yaml()
     task_vectors: str | None = from_yaml()
     device: str = from_yaml()
@@ -67,7 +67,7 @@ def evaluate_policy(
     """Call :func:`evaluate_checkpoint` with the settings of a config; demos and world default to the config's."""
     settings = read(EvaluateSettings, cfg.evaluate, "evaluate")
     weights = cfg.encoder.checkpoint if "checkpoint" in cfg else None
-    if settings.control == "nearest_demo" and demos is None:
+    if settings.control and demos is None:
         demos = open_demos(cfg)
     return evaluate_checkpoint(checkpoint, out, settings, world or task_settings(cfg), weights, demos)
 
@@ -119,9 +119,7 @@ def evaluate_checkpoint(
     check_tasks(e, config, policy.spec.tasks)
     cameras, execution = contract["cameras"], (e.device, e.threads, e.instructions)
     planner: Planner = LearnedPlanner(policy, encoder, cameras, dtype, *execution)
-    if e.control == "blind":
-        policy.network.pooling.blind = True
-    elif e.control:
+    if e.control:
         planner = NearestDemo(demos, type(config))
     rollouts = _roll_out(e, config, planner, identity, out)
     seconds = rollouts.spent | {"wall_s": time.monotonic() - start}

@@ -46,6 +46,7 @@ class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
     plots: int = from_yaml(ge=0)
     parallel: int = from_yaml(ge=1)
     device: str = from_yaml()
+    task_vectors: str | None = from_yaml()
 
 
 def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     settings = read(RecordedSettings, cfg.evaluate, "evaluate")
     demos = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
     store = (demos if demos.name or demos.path else _of_training(checkpoint)).open()
-    policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), cfg.encoder.checkpoint)
+    files = cfg.encoder.checkpoint, settings.task_vectors
+    policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), *files)
     known = {"dtype": contract["encoder"]["features_dtype"], "augment": 0}
     features = read(FeaturesSettings, plain(cfg.features) | known, "features")
     _check(store, contract, policy, encoder)

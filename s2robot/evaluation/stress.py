@@ -44,6 +44,7 @@ class StressSettings(Positions, file="stress"):
     threads: int = from_yaml(ge=1)
     device: str = from_yaml()
     videos: int = from_yaml(ge=0)
+    instruction: str | None = from_yaml()
     only: tuple[str, ...] | None = from_yaml()
     axes: dict[str, tuple[Annotated[float, Field(ge=0)], ...]] = from_yaml()
 
@@ -111,11 +112,13 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
     Lineage.of(contract, name=checkpoint).refuse(settings.positions, checkpoint, "seed")
     axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
-    planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, settings.device, settings.threads)
+    cameras, tasks = contract["cameras"], (settings.instruction,) if settings.instruction else ()
+    planner = LearnedPlanner(policy, encoder, cameras, dtype, settings.device, settings.threads, tasks)
     cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
     for cell in cells:
         settings_in(cell, config)  # before anything runs
     same = {"policy": policy_sha256(checkpoint), "env": config.model_dump(), "seed": settings.seed}
+    same["instruction"] = settings.instruction
     same["policy.spec"] = policy.spec.to_dict()  # execute and ensemble do not change the weights
     journals = {c: Journal(out / c.folder / "episodes.jsonl", {**same, "cell": list(c)}) for c in cells}
     total = len(cells) * settings.episodes

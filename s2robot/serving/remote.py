@@ -123,9 +123,9 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             self._requests.put(None)
             self._sender.join()
 
-    def reset(self) -> None:
-        """Begin an episode. The next request informs the server, so this call cannot fail."""
-        self.seed = secrets.randbits(32)
+    def reset(self, seed: int | None = None, task: str | None = None) -> None:
+        """Begin an episode, as `Actor.reset`. The next request informs the server, so this call cannot fail."""
+        self.seed, self._task = secrets.randbits(32) if seed is None else seed, task
         self._used: int | None = None  # number of the last answer in this episode
         self.remaining: list[np.ndarray] = []
 
@@ -142,7 +142,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             raise UserError(f"observation: expected {[*missing, 'proprio'][0]}, got {keys}")
         if not self.remaining:
             seen = {"images": {name: np.asarray(images[name]) for name in self.cameras}}
-            more = {"state": np.asarray(proprio, np.float32), "prompt": observation.get("task")}
+            more = {"state": np.asarray(proprio, np.float32), "prompt": observation.get("task", self._task)}
             self.remaining = list(self._ask(seen | more, deadline_s))
         return self.remaining.pop(0)
 

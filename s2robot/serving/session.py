@@ -116,7 +116,7 @@ def observation_of(
         images[camera] = _image(*arrays[0])
     for key in STATES:
         if key in message:
-            task = {"task": prompt} if isinstance(prompt := message.get("prompt"), str) else {}
+            task = {} if (prompt := message.get("prompt")) is None else {"task": prompt}
             return {"images": images, "proprio": _state(key, message[key]), **task}
     raise WireError(f"state: expected one of the keys {', '.join(STATES)}, got {_keys(message)}")
 

@@ -195,7 +195,8 @@ def _begin_from(
         check_same(f"train.from: {checkpoint}", stored, current, free={"encoder.checkpoint", "encoder.rate"})
         keys.remove("encoder")
     check_contract(other_contract, f"train.from: {checkpoint}", **{key: contract[key] for key in keys})
-    if policy.tasks and other.tasks and not torch.allclose(policy.tasks.table, other.tasks.table, atol=1e-3):
+    own, others = (each.tasks.buffers() if each.tasks else () for each in (policy, other))
+    if not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(own, others, strict=False)):
         raise UserError(f"policy.task_vectors: expected those of train.from={checkpoint}, got others")
     policy.load_state_dict(other.state_dict())
     if isinstance(tail, FullEncoder):
@@ -225,10 +226,11 @@ class _Run(Run):
             fabric, model, optimizer, lambda step: warm_up_then_cosine(step, settings.steps, warmup),
             settings.ema, settings.grad_clip, product if fabric.device.type == "cpu" else torch.float32,
         )  # fmt: skip
+        vectors = [x.tolist() for x in policy.tasks.buffers()] if policy.tasks else None
         identity = {
             "policy": policy.spec.to_dict(),
             "dataset": contract["dataset"],
-            **({"policy.task_vectors": short_hash(policy.tasks.table.tolist())} if policy.tasks else {}),
+            **({"policy.task_vectors": short_hash(vectors)} if vectors else {}),
             "encoder": encoder,
             "features.augment": batches.copies - 1,
             **{f"train.{name}": getattr(settings, name) for name in _DECIDING},

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from s2robot.cli import main
+from s2robot.core.files import read_json
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs import tasks
 from s2robot.evaluation.records import read_records, read_summary
@@ -50,6 +51,12 @@ def test_demos_policy_evaluation_and_report(run):
     assert read_summary(run / "summary.json")["task"]["name"] == "pusher"
     assert "pushed the puck onto the mark" in (run / "report.html").read_text()
     assert len(list((run / "videos").glob("*.mp4"))) == 1
+
+
+def test_a_run_of_the_task_is_reproduced(run, tmp_path):
+    words = [f"run={run}", *TASK, "workers=1", "margin=0.9", f"hydra.run.dir={tmp_path / 'again'}"]
+    assert main(["reproduce", *words]) in (0, 4)
+    assert read_json(tmp_path / "again/reproduce.json")["other_starts"] == {"state": [], "frames": []}
 
 
 def test_demos_of_a_task_with_a_queryable_expert_are_relabelled(inline, tmp_path):

@@ -69,6 +69,13 @@ def test_text_absent_from_the_demos_is_evaluated_by_its_vector(here, demos, tmp_
     repeat = ["reproduce", "run=more", "checkpoint=run/checkpoint", "workers=1", "margin=0.9"]
     assert "checkpoint: evaluate.task_vectors: expected" in refused(here, *repeat)
     here(*repeat, "task_vectors=more.npz", "hydra.run.dir=again")
+    here("evaluate", *recorded, "evaluate.task_vectors=more.npz")
+    np.savez(tmp_path / "shifted.npz", **{text: np.add(v, 1) for text, v in VECTORS.items()})
+    line = refused(here, "train", *demos, "policy.task_vectors=shifted.npz", "train.from=run")
+    assert "policy.task_vectors: expected those of train.from=" in line
+    here(
+        "stress", "checkpoint=run", "only=[delay]", "episodes=2", "workers=1", "videos=0", "instruction=go up"
+    )
 
 
 @pytest.mark.parametrize(

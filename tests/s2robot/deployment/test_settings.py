@@ -143,6 +143,15 @@ def test_uncertain_plan_is_replaced_by_a_new_one(pair, observe):
     assert sure.actor.mean_disagreement is None and sure.actor.disagreement == 0
 
 
+def test_instruction_is_the_task_of_every_episode(save_untrained, tmp_path, observe):
+    folder = save_untrained(tmp_path / "two", by_task=True, tasks=("lift it", "leave it"))
+    policy = made(folder, "policy.instruction='leave it'")
+    for _ in range(2):
+        policy.reset()
+        policy.act(observe())
+        assert policy.actor.batch._task.tolist() == [[0.0, 1.0]]
+
+
 def test_disagreement_limit_requires_a_local_ensemble(slow_policy, pair):
     limit = "bridge.watchdog.disagreement=0.05"
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):

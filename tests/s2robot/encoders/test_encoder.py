@@ -159,14 +159,6 @@ class Coarsest(torch.nn.Module):
         return F.max_pool2d(x, 4).flatten(2).mT
 
 
-class Scaled(Patches):
-    """A user's model with a setting that neither its source nor its weights show."""
-
-    def __init__(self, setting):
-        super().__init__()
-        self.setting = setting
-
-
 SMALL_HF = dict(patch_size=4, image_size=16, hidden_size=24, num_hidden_layers=1, intermediate_size=48)
 SMALL_TIMM = dict(patch_size=4, img_size=16, embed_dim=24, depth=1, num_classes=0)
 
@@ -186,8 +178,10 @@ def test_fingerprint_of_a_custom_model_covers_more_than_its_weights():
     models = [hugging_face(3), hugging_face(6), hugging_face(3, hidden_act="relu"), timm_vit(3), timm_vit(6)]
     models.append(timm_vit(3, act_layer=torch.nn.ReLU))
     encoders = [S2Encoder(model, (16,)) for model in models]
-    settings = (True, False, "a", {"gain": [2.0]}, torch.ones(2), torch.zeros(2))
-    own = [Patches(), Coarsest(), *map(Scaled, settings)]
+    own = [Patches(), Coarsest()]
+    for setting in (True, False, "a", {"gain": [2.0]}, torch.ones(2), torch.zeros(2)):
+        own.append(Patches())
+        own[-1].setting = setting  # neither its source nor its weights show it
     encoders += [S2Encoder(model, (16,), tile=16) for model in own]
     assert len({encoder.fingerprint for encoder in encoders}) == len(encoders)
     again = hugging_face(3, name_or_path="a/folder/of/this/machine")

@@ -226,7 +226,7 @@ def config(*overrides: str):
         ("robot=panda", "trained for robot 'xarm7', got 'panda'"),
         ("env.cameras=[hand]", "the policy requires cameras hand, left, got hand: 'left' is missing"),
         ("env.rate_hz=20", "the policy acts at 10 Hz, got 20 Hz"),
-        ("evaluate.control=replay", "evaluate.control: expected 'blind' or 'nearest_demo', got 'replay'"),
+        ("evaluate.control=replay", "evaluate.control: expected 'nearest_demo', got 'replay'"),
         ("evaluate.seed=499", "evaluate.seed: positions 499 to 500 hold 1 that the demos .* at .first 500."),
         ("encoder.checkpoint={other}", "was trained on encoder mvp-tiny .*, got"),
     ],
@@ -283,13 +283,13 @@ def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, i
     moved = geometry["left"] | {"position": [0.34, 0.46, 1.26], "fovy": 60.0, "size": [224, 224]}
     record["contract"]["camera_geometry"] = geometry | {"left": moved}
     (folder / "policy.json").write_text(json.dumps(record))
-    cfg = config(*QUICK, "evaluate.control=blind")
+    cfg = config(*QUICK)
     summary = evaluate_policy(cfg, folder, out)
     changes = ["camera left moved by 2 cm and 0 degrees", "camera left field of view 60 -> 45 degrees"]
     assert summary["world_changes"] == changes  # neither the hand camera nor the frame size is listed
     assert f"note: this world differs from the demos' world: {'; '.join(changes)}" in capsys.readouterr().out
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert (summary["episodes"], summary["control"], summary["robot"]) == (1, "blind", "xarm7")
+    assert (summary["episodes"], summary["control"], summary["robot"]) == (1, None, "xarm7")
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
     assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
     lines = (out / "episodes.jsonl").read_text()
