@@ -259,10 +259,10 @@ BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 8735),  # 7000
     "envs": (("envs",), 3615),  # 3700
     "demos": (("demos", "inspection"), 5250),  # 4000
-    "policies": (("policies",), 3107),  # 3000
+    "policies": (("policies",), 3102),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3437),  # 3600
     "training": (("training", "pretraining"), 1976),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4421),  # 4000
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4426),  # 4000
     "probing": (("probing",), 1505),  # 1600
     "serving": (("serving",), 930),  # 600
     "core": (("",), 3188),  # 2700: core, config, the command line and the pipeline

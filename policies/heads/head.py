@@ -4,11 +4,10 @@
     result = head.loss(context, target, weight)       # result.loss is a scalar with gradient
     head.sample(context, noise)                       # (B, K, A)
 
-Target and sample are in the normalised units of the policy's scaler; binary numbers (a gripper) are 0 to 1. A is the
-inner width of the action, in which a rotation has six numbers; `slots` are its parts and where they are.
-At inference, a head does not sample noise itself: the noise argument comes from a generator of the episode, so that
-an interrupted evaluation resumes bit for bit. In training, the head samples from torch's generator, which is seeded
-at every step.
+Target and sample are in the normalised units of the policy's scaler; binary numbers (a gripper) are 0 to 1. A is the inner
+width of the action, in which a rotation has six numbers; `slots` are its parts and where they are. At inference, a head does
+not sample noise itself: the noise argument comes from a generator of the episode, so that an interrupted evaluation resumes
+bit for bit. In training, the head samples from torch's generator, which is seeded at every step.
 """
 
 from collections.abc import Callable

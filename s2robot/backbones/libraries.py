@@ -185,16 +185,12 @@ def structure(model: nn.Module) -> str | None:
         code = sorted(inspect.getsource(base) for base in own)
     except (OSError, TypeError):  # defined in an interpreter, or generated
         return None
-    settings = {
-        name: {key: value for key, value in vars(module).items() if key[0] != "_" and _are_numbers(value)}
-        for name, module in modules.items()
-    }
+    settings = {}
     for name, module in modules.items():
+        found, fits = dict(vars(module)), _are_numbers
         if type(module) in own:
-            found = {**vars(module), **module._buffers}
-            settings[name] = {
-                k: v for k, v in found.items() if k[0] != "_" and k != "training" and _is_plain(v)
-            }
+            found, fits = {**found, **module._buffers}, _is_plain
+        settings[name] = {k: v for k, v in found.items() if k[0] != "_" and k != "training" and fits(v)}
     config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
     config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
     as_text = lambda v: weights_sha256({"": v}) if isinstance(v, Tensor) else str(v)  # noqa: E731

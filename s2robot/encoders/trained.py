@@ -33,8 +33,7 @@ class TrainedEncoder(S2Encoder):
         crop: fraction of each side of a frame in the model's input, a centre crop when acting.
         copies: one encoder for each camera after the first; if empty, all cameras share the weights.
 
-    Frames are resized to `frame_size` and rounded to uint8, as in training; a crop then has the size of the largest
-    scale.
+    Frames are resized to `frame_size` and rounded to uint8, as in training; a crop then has the size of the largest scale.
     """
 
     def __init__(self, model: nn.Module, crop: float, copies: Sequence[S2Encoder] = (), **args: Any) -> None:

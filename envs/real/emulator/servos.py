@@ -2,9 +2,8 @@
 
     python -m s2robot.envs.real.emulator.servos emulated.json   # prints settings for `deploy`; Ctrl-C stops it
 
-LeRobot's `SOFollower` and `feetech-servo-sdk` work with it unchanged. There is no arm behind it, unlike in
-examples/so101: each joint follows its goal with a lag and a limited speed, sags slightly, and falls back to its start without
-torque.
+LeRobot's `SOFollower` and `feetech-servo-sdk` work with it unchanged. There is no arm behind it, unlike in examples/so101: each
+joint follows its goal with a lag and a limited speed, sags slightly, and falls back to its start without torque.
 Packets follow the manufacturer's manual: FF FF, id, length, instruction or status bits, data, inverted sum.
 """
 
