@@ -127,7 +127,7 @@ def test_killing_a_resting_loop_leaves_no_arm_enabled(moving):
 
 
 def test_unacknowledged_stop_is_reported_once(driver, moving, watch, capsys):
-    supervisor = watch(9.0)
+    supervisor = watch(60.0)
     arm = WatchedArm(driver, lambda: supervisor)
     moving.side.fault("drop")
     wait_for(lambda: not driver.status().connected, "the loss")
