@@ -258,8 +258,8 @@ def drawing() -> str:
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
     "arm": (("envs.real", "deployment"), 8735),  # 7000
     "envs": (("envs",), 3615),  # 3700
-    "demos": (("demos", "inspection"), 5250),  # 4000
-    "policies": (("policies",), 3102),  # 3000
+    "demos": (("demos", "inspection"), 5252),  # 4000
+    "policies": (("policies",), 3100),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3437),  # 3600
     "training": (("training", "pretraining"), 1976),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4426),  # 4000

@@ -97,8 +97,7 @@ def save_checkpoint(
     Args:
         contract: see :class:`Contract`; it can also hold camera_geometry, versions, training, and, unless they are the
             default, action_parts and proprio_parts. Plain JSON without NaN.
-        tuned: the trained weights of the encoder, with the model's names; the contract's fingerprint includes
-            them.
+        tuned: the trained weights of the encoder, with the model's names; the contract's fingerprint includes them.
 
     Raises:
         UserError: a missing key, parts or cameras that differ from the policy's, or a folder with other contents.

@@ -6,6 +6,7 @@ constant in one episode, and episodes that end in motion. Each rule compares epi
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from s2robot.inspection.tables import Finding, Frames, Table, Thresholds, episod
 _UNITS = {57.29578: "degrees for radians", 1000.0: "mm for m", 100.0: "cm for m", 25.4: "inches"}
 _LAGS = range(-12, 13)  # lags to try, in steps; positive: the video is late
 LATE_STEPS = 4 * max(_LAGS) + 2  # a shorter episode does not show a lag
-_LEAST = (0.3, 0.2)  # minimum correlation of a late video, in few steps and in 1,000 or more
 _ALIKE, _SLOPES = 0.95, (0.8, 1.25)  # minimum correlation, and range of slopes, of a command and its state
 _POINTS = 32  # points per episode when two are compared
 MAX_EPISODES = 3000  # more are not compared pairwise
@@ -22,7 +22,6 @@ MIN_EPISODES = 4  # fewer do not define a usual value
 FEW = 10  # fewer do not show that a small difference is unusual
 _NEAR = 0.15  # relative tolerance for naming a known factor
 _SAME = 2.0  # maximum ratio of the factors of columns that count as equal
-_RARE = 5.0  # an offset of some episodes is this many times the usual difference between episodes
 
 
 def deceptions(
@@ -46,17 +45,21 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
     """Yield commands, such as a leader arm's, with a constant offset from the state that follows them."""
     kinds = {c: part.kind for part in action.parts for c in range(part.at.start, part.at.stop)}
     spread = state.spread()
+    # relative to an episode's mean, an offset of some episodes hides no follower
+    moves = lambda table: np.concatenate([x - x.mean(0) for x in episodes_of(table.values, ends)])  # noqa: E731
+    both = (action, state), tuple(replace(table, values=moves(table)) for table in (action, state))
     for column in (c for c in range(len(action.names)) if kinds[c] in ("absolute", "")):
-        if (follower := _follower(action, column, state)) is None:
+        follower = next((at for a, s in both if (at := _follower(a, column, s)) is not None), None)
+        if follower is None:
             continue
-        width, both = spread[follower], ((action, column), (state, follower))
+        width, found_in = spread[follower], ((action, column), (state, follower))
         if width <= 0.2 * np.median(spread):  # any offset is large for a joint that hardly moves
             continue
-        commands, states = (episodes_of(table.values[:, at], ends) for table, at in both)
+        commands, states = (episodes_of(table.values[:, at], ends) for table, at in found_in)
         own = np.array([_at_rest(a, s) for a, s in zip(commands, states, strict=True)])  # (E,)
         usual, least = float(np.nanquantile(own, 0.5, method="lower")), limits.offset * width
         more = own - usual
-        many = max(2 * least, _RARE * np.nanquantile(np.abs(more), 0.5, method="lower"))
+        many = max(2 * least, 5 * np.nanquantile(np.abs(more), 0.5, method="lower"))
         odd = np.flatnonzero(np.abs(more) > many).tolist() if len(own) >= FEW else []
         found = [(usual, None, "")] if abs(usual) > least else []
         for offset, episode, than in [*found, *((float(more[i]), i, ", beyond the usual") for i in odd)]:
@@ -107,7 +110,7 @@ def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) ->
         scores = {lag: _agreement(pairs, lag) for lag in _LAGS} if pairs else {0: 0.0}
         lag = max(scores, key=lambda lag: (scores[lag], -abs(lag)))
         best, unshifted = scores[lag], scores[0]
-        least = _LEAST[sum(map(len, speeds)) >= 1000]
+        least = 0.2 if sum(map(len, speeds)) >= 1000 else 0.3  # many steps show a weak correlation
         if abs(lag) >= limits.late_steps and best > max(least, unshifted + max(0.02, 0.3 * (1 - best))):
             many = f"{abs(lag)}{'+' if abs(lag) == max(_LAGS) else ''}"  # the longest lag may be a longer one
             shift = f"{many} steps {'late' if lag > 0 else 'early'}"
@@ -142,8 +145,7 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
     for i, rows in enumerate(episodes_of(values, ends)):
         steps = {row.tobytes() for row in rows}
         earlier = Counter(first[step] for step in steps if step in first)
-        for step in steps:
-            first.setdefault(step, i)
+        first |= dict.fromkeys(steps - first.keys(), i)
         j = int(distance[i, :i].argmin()) if i else 0
         if i and distance[i, j] < limits.duplicate * usual:
             shares = f"{100 * distance[i, j]:.2g} % of the range apart, usual neighbours {100 * usual:.2g} %"

@@ -42,8 +42,7 @@ class S2(nn.Module):
         scales: multiples of the base size, smallest first; the result has the grid of the first. Default: (1, 2). At
             scale 1 the shorter side equals the tile's, and the longer one is rounded to whole patches.
         sizes: the levels in pixels, instead of scales: the frame's shorter side, or (height, width).
-        output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled" (B, D * levels), the
-            map's mean.
+        output: "tokens" (B, N, D * levels), "map" (B, D * levels, rows, columns), or "pooled" (B, D * levels), the map's mean.
         resize: "native" resizes the frame to each level (exact area mean at whole multiples, else antialiased);
             "upsample" resizes it to the base size and enlarges that, bicubic, as in the paper's experiments.
         overlap: minimum overlap of neighbouring tiles in pixels; a larger one gives smoother seams and more tiles.

@@ -61,10 +61,10 @@ def test_constant_offset_between_action_and_state(offset):
 @pytest.mark.parametrize("odd", [slice(3, 4), slice(0, 5), slice(None, None, 2)])
 def test_offset_in_some_episodes(odd):
     data = Data(0)
-    data.action[odd, :, 1] += 0.2
+    data.action[odd, :, 1] += 0.4
     findings = only_findings(data, "offset")
     assert [f.episode for f in findings] == [*range(EPISODES)][odd]
-    assert float(findings[0].text.split()[2]) == pytest.approx(0.2, rel=0.05)
+    assert float(findings[0].text.split()[2]) == pytest.approx(0.4, rel=0.05)
 
 
 @pytest.mark.parametrize("lag", [2, 5, -8, 12])
