@@ -18,7 +18,7 @@ KINDS = {
     "gripper": "a gripper that does not move for a whole episode",
     "length": "episodes far shorter or longer than the others",
     "constant": "numbers that are equal in all steps",
-    "offset": "commands at a constant distance from the state that follows them, in all episodes or in some of ten or more",
+    "offset": "commands at a constant distance from the state that follows them, in all episodes, or in some where there are ten or more",
     "late": "a video that is out of sync with the state in all episodes, where its changes follow the state",
     "duplicate": "near-duplicate episodes, which leak between splits",
     "units": "numbers many times larger or smaller than in other episodes",
