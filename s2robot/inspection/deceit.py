@@ -57,9 +57,9 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
             continue
         commands, states = (episodes_of(table.values[:, at], ends) for table, at in found_in)
         own = np.array([_at_rest(a, s) for a, s in zip(commands, states, strict=True)])  # (E,)
-        usual, least = float(np.nanquantile(own, 0.5, method="lower")), limits.offset * width
+        usual, least = float(np.quantile(own, 0.5, method="lower")), limits.offset * width
         more = own - usual
-        many = max(2 * least, 5 * np.nanquantile(np.abs(more), 0.5, method="lower"))
+        many = max(2 * least, 5 * np.quantile(np.abs(more), 0.5, method="lower"))
         odd = np.flatnonzero(np.abs(more) > many).tolist() if len(own) >= FEW else []
         found = [(usual, None, "")] if abs(usual) > least else []
         for offset, episode, than in [*found, *((float(more[i]), i, ", beyond the usual") for i in odd)]:
@@ -70,9 +70,7 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
 
 def _at_rest(command: np.ndarray, state: np.ndarray) -> float:
     """Return the median distance of a command (T,) from the state (T,) in the slower half of an episode's steps."""
-    if len(state) < 3:
-        return np.nan
-    speed = np.abs(np.gradient(state))
+    speed = np.abs(np.gradient(state)) if len(state) > 1 else np.zeros(1)
     return float(np.median((command - state)[speed <= np.quantile(speed, 0.5)]))
 
 
@@ -141,11 +139,11 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
     distance = np.sqrt(distance / points.shape[1])  # root mean square, relative to the range
     np.fill_diagonal(distance, np.inf)
     usual = float(np.median(distance.min(1)))
-    first: dict[bytes, int] = {}  # distinct step -> its first episode
+    first: dict[int, int] = {}  # distinct step -> its first episode
     for i, rows in enumerate(episodes_of(values, ends)):
-        steps = {row.tobytes() for row in rows}
+        steps = {hash(row.tobytes()) for row in rows}
         earlier = Counter(first[step] for step in steps if step in first)
-        first |= dict.fromkeys(steps - first.keys(), i)
+        first |= dict.fromkeys(steps.difference(first), i)
         j = int(distance[i, :i].argmin()) if i else 0
         if i and distance[i, j] < limits.duplicate * usual:
             shares = f"{100 * distance[i, j]:.2g} % of the range apart, usual neighbours {100 * usual:.2g} %"
