@@ -52,6 +52,14 @@ def test_every_verb_prints_its_config_and_explains_it(s2robot, tmp_path, verb):
     assert not list(tmp_path.iterdir())  # neither creates a file
 
 
+def test_help_explains_a_group(s2robot):
+    status, out, _ = s2robot("train", "--help", "train", "policy=transformer", "preset=fast")
+    assert status == 0 and "preset=null" in out and "preset=fast: type <key>=<value>" in out
+    for name in ("train/default", "policy/transformer"):
+        assert (configs_dir() / f"{name}.yaml").read_text().strip() in out
+    assert "host=default: type policy.<key>=<value>" in s2robot("deploy", "--help", "host")[1]
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
