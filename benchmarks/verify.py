@@ -144,7 +144,7 @@ def studies(folder: str = "s2") -> list[str]:
     return sorted(names, key=lambda name: [part.zfill(3) for part in name.split("-")])
 
 
-def primary_table(folder: str = "s2") -> str:
+def primary_table(folder: str) -> str:
     """Return the primary comparisons in every world that was run, with Holm's correction over all."""
     pairs, names = PRIMARY[folder], studies(folder)
     found = [[difference(x[a], x[b]) for a, b in pairs] for _, x in map(comparison, names)]

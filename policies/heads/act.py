@@ -2,8 +2,8 @@
 
 In training, an encoder maps the chunk to a style z, which can resolve ambiguity of the context; a transformer decoder with one
 query per action predicts the chunk from z and the context. The loss is L1 plus `kl_weight` times the divergence of z from a
-standard normal. Inference uses z = 0, as ACT does: the plan is deterministic, and of two possible ways it follows one or, if z
-= 0 lies between them, neither. With `draw`, z is sampled, and both occur. Here, the decoder reads the body's vector instead of
+standard normal. Inference uses z = 0, as ACT does: the plan is deterministic, and of two possible ways it follows one or, if
+z = 0 lies between them, neither. With `draw`, z is sampled, and both occur. Here, the decoder reads the body's vector instead of
 image tokens, and the encoder reads the chunk without the joints. `policy.ensemble` averages overlapping plans.
 """
 

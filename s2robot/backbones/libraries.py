@@ -203,12 +203,9 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return (
-        value is None
-        or isinstance(value, bool | int | float | Tensor)
-        or isinstance(value, str)
-        and "/" not in value
-    )
+    if isinstance(value, str):
+        return "/" not in value
+    return value is None or isinstance(value, bool | int | float | Tensor)
 
 
 def _are_numbers(value: Any) -> bool:
