@@ -46,7 +46,7 @@ class PolicySettings(Settings, at="policy", file="policy/mlp"):
     binary_gripper: bool = from_yaml()
     ensemble: float | None = from_yaml(ge=-1)
     zero_features: bool = from_yaml()
-    members: int = from_yaml(ge=1)
+    members: int = from_yaml(ge=1, le=100)
     by_task: bool = from_yaml()
     task_vectors: str | None = from_yaml()
 

