@@ -55,7 +55,7 @@ def fitting(call: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int) -> 
             if batch_size == 1:
                 raise UserError(
                     f"the GPU's memory is too small for one frame of {tuple(rows.shape[1:])}; use smaller "
-                    "encoder.sizes, a smaller encoder, or features.device=cpu"
+                    "s2.scales, a smaller encoder, or features.device=cpu"
                 ) from error
         torch.cuda.empty_cache()  # outside the except block, whose traceback holds memory
         batch_size = (batch_size + 1) // 2

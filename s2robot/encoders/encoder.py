@@ -80,7 +80,7 @@ class S2Encoder(nn.Module):
         super().__init__()
         one_of("encoder.pool", pool, ("tokens", "mean"))
         one_of("encoder.dtype", dtype, ("float32", "bfloat16"))
-        one_of("encoder.resolution", resolution, ("native", "upsampled"))
+        one_of("s2.resolution", resolution, ("native", "upsampled"))
         backbone = find_backbone(model, **overrides)
         self.sizes = tuple(int(size) for size in sizes)
         self.tile, self._patch = backbone.tile[0], backbone.patch
@@ -96,7 +96,7 @@ class S2Encoder(nn.Module):
             check_tile(backbone.tile, self._patch)
         self.grid_size = self.sizes[0] if grid_size is None else grid_size
         if not 0 < self.grid_size <= self.sizes[0] or self.sizes[0] % self.grid_size:
-            raise UserError(f"encoder.grid: expected a divisor of {self.sizes[0]} px, got {grid_size} px")
+            raise UserError(f"s2.grid: expected a divisor of {self.sizes[0]} px, got {grid_size} px")
         self.layout = self._on_grid(self.layout)
         self.grid = self.layout.grid[0]
         self.upsampled = resolution == "upsampled" and len(self.sizes) > 1  # with one size both are the same

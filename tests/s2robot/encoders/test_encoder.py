@@ -377,11 +377,11 @@ def test_single_larger_scale_on_the_base_grid(tiny_encoder):
     torch.testing.assert_close(averaged.encode(frames), both.encode(frames)[..., 64:])
     assert len({both.fingerprint, large.fingerprint, averaged.fingerprint}) == 3
     assert build(tiny_encoder, (2,), grid=2).fingerprint == large.fingerprint
-    with pytest.raises(UserError, match="encoder.grid"):
+    with pytest.raises(UserError, match="s2.grid"):
         build(tiny_encoder, (1,), grid=2)
 
 
 @pytest.mark.parametrize(("key", "value"), [("pool", "avg"), ("dtype", "float16"), ("resolution", "upsample")])  # fmt: skip
 def test_invalid_options_are_rejected_in_python(key, value):
-    with pytest.raises(UserError, match=f"^encoder.{key}: "):
+    with pytest.raises(UserError, match=rf"^(encoder|s2)\.{key}: "):
         S2Encoder(make_vit(), (16, 32), **{key: value})
