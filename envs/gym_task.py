@@ -120,6 +120,13 @@ def _one_line(env_id: str, kinds: tuple[type[Exception], ...] = _CREATION) -> Ab
     return reported(where, kinds=kinds, kind=EnvError)
 
 
+def _number(key: str, value: Any) -> float:
+    """Return a number or flag of `info`, also from an array of one; EnvError for anything else."""
+    array = np.asarray(value)
+    expect(array.size == 1 and array.dtype.kind in "biuf", key, "a number or a flag", repr(value))
+    return float(array.item())
+
+
 class GymTask(Task):
     """A task around one gymnasium environment, :attr:`inner`; :attr:`seen` is its last observation. EnvError for
     missing entries and for actions that are not continuous."""
@@ -131,7 +138,7 @@ class GymTask(Task):
         self.settings, self.draw = settings, draw
         self.inner = _create(settings)
         space: Any = self.inner.action_space
-        valid = isinstance(space, Box) and len(space.shape) == 1
+        valid = isinstance(space, Box) and len(space.shape) == 1 and space.dtype.kind == "f"
         expect(valid, "task.id", "continuous actions, a Box of one axis", space)
         self.seen: dict[str, Any] = {}
         self._proprio_keys = self._entries()
@@ -191,7 +198,7 @@ class GymTask(Task):
         self.seen, reward, terminated, truncated, info = self.inner.step(action)
         self._ended, measure = bool(terminated or truncated), self.settings.measure
         check_known("task.measure", [measure] if measure else [], info)
-        self._measured = float(info[measure] if measure else reward)
+        self._measured = _number("task.measure", info[measure]) if measure else float(reward)
         self._success |= self._succeeded(float(reward), terminated, info)
 
     def _succeeded(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
@@ -201,7 +208,9 @@ class GymTask(Task):
         if (match := _RULE.fullmatch(rule)) and match["least"]:
             return reward >= float(match["least"])
         check_known("task.success", [rule], ["reward>=<number>", "terminated", *info])
-        return bool(info[rule])
+        flag = _number("task.success", info[rule])
+        expect(flag in (0, 1), "task.success", f"'{rule}' to be true or false, or 0 or 1", flag)
+        return bool(flag)
 
     @property
     def proprio(self) -> np.ndarray:

@@ -196,6 +196,8 @@ class Source(ABC):
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
             terms = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
+            if array == "proprio":  # the label must not be an input
+                known = [key for key in known if key not in self.keys["action"]]
             self.keys[array] = chosen(
                 [key for key, _, _ in terms], known, f"{array}, numbers (T, n)", self.path
             )

@@ -67,6 +67,7 @@ class _Metadata(Stored):
     sizes: dict[str, tuple[int, int]]  # (H, W) of each camera's frames, in the policy's order
     actions: int = Field(gt=0)
     action_dim: int = Field(gt=0)
+    max_bytes: int = Field(gt=0)  # of a request
     contract: Json[dict[str, Any]]
 
 
@@ -92,8 +93,9 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
     def __init__(
         self, url: str, token: str | None, deadline_s: float = 0.25, connect_s: float = 5.0, ca_file: Any = None
     ):  # fmt: skip
-        if not token:
-            raise UserError("token: expected the server's, got none; set $S2ROBOT_TOKEN or copy its file")
+        if not token or not all("!" <= c <= "~" for c in token):  # its value is not printed
+            got = "other characters" if token else "none; set $S2ROBOT_TOKEN or copy its file"
+            raise UserError(f"token: expected the server's, visible ASCII without spaces, got {got}")
         _until("deadline_s", deadline_s)
         until = _until("connect_s", connect_s)
         self._url, self.deadline_s, self.server_s = url, deadline_s, math.nan
@@ -111,6 +113,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
         self.contract: dict[str, Any] = metadata.contract
         self.cameras, self.image_size = tuple(metadata.sizes), as_image_size(metadata.sizes)
         self._max_actions, self._action_dim = metadata.actions, metadata.action_dim
+        self._max_bytes = metadata.max_bytes
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -160,6 +163,9 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             data = pack({**seen, "reset": self._used is None, "s2robot": numbers})
         except WireError as error:
             raise UserError(f"observation: {error}") from error
+        if len(data) > self._max_bytes:
+            most = f"at most {self._max_bytes / 1e6:g} MB (serve.max_message_mb)"
+            raise UserError(f"observation: expected {most}, got {len(data) / 1e6:.1f}")
         answer = self._exchange(data, until)
         actions: Any = answer.get("actions")
         limit, width = self._max_actions, self._action_dim

@@ -23,12 +23,12 @@ class Dial(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
-    def __init__(self, render_mode=None, start=0.0):
+    def __init__(self, render_mode=None, start=0.0, dtype="f4"):
         self.render_mode, self.start = render_mode, start
         box = gymnasium.spaces.Box
         one, eye = box(-9, 9, (1,)), box(0, 255, (12, 20, 3), np.uint8)
         seen = {"angle": one, "desired_goal": one, "eye": eye}
-        self.observation_space, self.action_space = gymnasium.spaces.Dict(seen), box(-0.5, 0.5, (1,))
+        self.observation_space, self.action_space = gymnasium.spaces.Dict(seen), box(-0.5, 0.5, (1,), dtype)
 
     def _seen(self):
         image = np.full((12, 20, 3), 200 * np.exp(-abs(self.angle - self.goal)), np.uint8)
@@ -43,7 +43,8 @@ class Dial(gymnasium.Env):
     def step(self, action):
         self.angle += float(action[0])
         near = abs(self.angle - self.goal) < 0.3
-        return self._seen(), -abs(self.angle - self.goal), False, False, {"is_success": near}
+        info = {"is_success": near, "distance": abs(self.angle - self.goal), "state": "far"}
+        return self._seen(), -info["distance"], False, False, info
 
     def render(self):
         return np.tile(self._seen()["eye"], (2, 2, 1))
@@ -116,7 +117,7 @@ def test_named_expert_records_a_gymnasium_task_and_is_not_stored(tmp_path, monke
     assert np.isnan(env.progress)
     env.step([0.0])
     assert env.progress == 0.0  # from its info; the reward is below zero
-    with pytest.raises(UserError, match="^task.measure: expected is_success, got 'coverage'"):
+    with pytest.raises(UserError, match="^task.measure: expected one of is_success, .*, got 'coverage'"):
         started(make(DIAL.replace(measure="coverage"))).step([0.0])
 
 
@@ -212,6 +213,9 @@ def started(env):
         (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "task.id: expected .*, got 'Dial-v0'"),
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
         (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success: expected .*, got 'solved'"),
+        (lambda: started(make(DIAL.replace(success="distance"))).step([0.0]), "task.success: expected 'distance' to be true or false"),
+        (lambda: started(make(DIAL.replace(measure="state"))).step([0.0]), "task.measure: expected a number or a flag, got 'far'"),
+        (lambda: make(DIAL.replace(kwargs={"dtype": "i8"})), "expected continuous actions"),
         (lambda: started(make(DIAL)).expert(np.random.default_rng(0)), "task gym: expected a scripted expert .*, got none"),
         (lambda: with_parts(make(DIAL), 2), "task gym: action_parts: expected 1 numbers in total, got 2"),
         (lambda: register_user_task("mine", ".pusher:Pusher"), "task.class: expected module:Class, got '.pusher:Pusher'"),

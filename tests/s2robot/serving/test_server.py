@@ -267,8 +267,12 @@ def test_wrong_token_is_rejected(checkpoint):
             with pytest.raises(PolicyRefused, match="HTTP 401") as caught:
                 RemotePolicy(url, token, connect_s=PATIENT)
             assert TOKEN not in str(caught.value) and token not in str(caught.value).replace("Api-Key", "", 1)
-        for token in (None, ""):
-            with pytest.raises(UserError, match="S2ROBOT_TOKEN"):
+        for token, words in (
+            (None, "S2ROBOT_TOKEN"),
+            ("", "S2ROBOT_TOKEN"),
+            (f"{TOKEN}\n", "got other characters$"),
+        ):
+            with pytest.raises(UserError, match=f"^token: .*{words}"):
                 RemotePolicy(url, token)
         with pytest.raises(InvalidStatus, match="403"):  # a web page, even with a valid token
             with plain(url, origin="http://evil.example"):
@@ -383,7 +387,7 @@ def test_client_validates_its_own_observations(checkpoint):
             with pytest.raises(UserError, match=f"^observation: expected{words}"):  # even while a plan lasts
                 policy.act(observation | wrong)
         policy.reset()
-        with pytest.raises(PolicyLost, match="exceeds limit"):  # the server's limit
+        with pytest.raises(UserError, match="at most 0.1 MB .*, got 0.2"):  # the server's limit
             policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.zeros((200, 200, 3), np.uint8))})
 
 
@@ -397,7 +401,7 @@ def test_a_policy_that_hangs_stops_the_server(checkpoint):
 
 
 HELLO = {
-    "s2robot": {"protocol": PROTOCOL}, "actions": 3, "action_dim": 8,
+    "s2robot": {"protocol": PROTOCOL}, "actions": 3, "action_dim": 8, "max_bytes": 10**9,
     "sizes": {name: [64, 64] for name in CAMERAS}, "contract": contract_text(
         {"encoder": {}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [], "action_frame": "", "rate_hz": 10}
     ),
