@@ -62,8 +62,7 @@ class StoredArray:
     def chunk_files(self, rows: int, first: int = 0) -> Iterator[tuple[int, Path]]:
         """Yield (number, path) of the files that hold the first `rows` rows, starting with file `first`."""
         for i in range(first, -(-rows // self.file_rows)):
-            key = self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
-            yield i, self.folder / key
+            yield i, self.folder / self.array.metadata.encode_chunk_key((i,) + (0,) * (self.array.ndim - 1))
 
     def check(self, expected: int) -> None:
         """Reject an array with fewer than `expected` rows, a missing chunk or (up to VERIFY_BYTES) a broken one."""

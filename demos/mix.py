@@ -76,8 +76,7 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
 def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
     """Return the distinct task texts of a dataset; UserError if it does not store them."""
     parts = store.members if isinstance(store, Mix) else [store]
-    named = [part for part in parts if part.attrs.get("tasks") and "task" in part.meta_keys]
-    if len(named) < len(parts):
+    if not all(part.attrs.get("tasks") and "task" in part.meta_keys for part in parts):
         raise UserError(f"policy.by_task: expected demos that store their tasks, got {store.path}")
     return tuple(dict.fromkeys(str(task) for part in parts for task in part.attrs["tasks"]))
 

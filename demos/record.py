@@ -127,8 +127,7 @@ def record(
     if why := settings.recording_problem():
         raise DatasetError(f"{path}: {why}")
     attributes = demo_attributes(settings, expert_settings, seed)
-    if imitate_kicks:
-        attributes["imitate_kicks"] = True
+    attributes |= {"imitate_kicks": True} if imitate_kicks else {}
     options = (expert, imitate_kicks)
     with create_or_resume(Path(path), attributes, episodes, expert) as store:
         with worker_pool(workers, anywhere=True) as pool:
@@ -165,10 +164,8 @@ def _append_all(
         else:
             failed += 1
             if failed > max(10, episodes // 2):
-                raise DatasetError(
-                    f"{store.path}: the expert failed {failed} of {len(store) + failed} episodes; "
-                    "check the task's settings and the robot"
-                )
+                failures = f"the expert failed {failed} of {len(store) + failed} episodes"
+                raise DatasetError(f"{store.path}: {failures}; check the task's settings and the robot")
             jobs.append(start(next_seed))
             next_seed += 1
         progress(len(store), failed)

@@ -80,8 +80,7 @@ def seen_of(
     rows = store.episode_slice(episode)
     if store.attrs["kind"] != "states":
         return [store.read(f"images_{c}", rows.start, rows.stop) for c in cameras], None
-    source: Any = world_of_demos(store) if world is None else world
-    drawn = source.replace(cameras=cameras, image_size=image_size)
+    drawn = (world or world_of_demos(store)).replace(cameras=cameras, image_size=image_size)
     return [store.read("state", rows.start, rows.stop)], drawn
 
 

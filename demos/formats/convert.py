@@ -145,8 +145,7 @@ def as_store(
     files = [path] if path.is_file() else sorted(walk(path))
     stamps = [(str(p.relative_to(path.parent)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     identity = json.dumps([READER, str(path.resolve()), choice.model_dump(), stamps])
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    out = cache / f"{path.name.split('.')[0]}-{key}.zarr"
+    out = cache / f"{path.name.split('.')[0]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.zarr"
     if not out.exists():
         source = read(path, choice)
         if is_open(source.attributes, world):

@@ -263,10 +263,8 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
     attributes = {NAME: sidecar.model_dump_json(), "actions": words(parts_of(store.attrs, "action"))}
     root = zarr.create_group(LocalStore(target), zarr_format=2, attributes=attributes)
     data, meta, steps = root.create_group("data"), root.create_group("meta"), store.num_steps
-    arrays = {
-        key: _array(data, name, (steps, *sidecar.arrays[key][1]), sidecar.arrays[key][0])
-        for key, name in places.items()
-    }
+    types = ((key, name, *sidecar.arrays[key]) for key, name in places.items())
+    arrays = {key: _array(data, name, (steps, *shape), dtype) for key, name, dtype, shape in types}
     values = {quote(key, safe=" :"): store.meta(key) for key in store.meta_keys}
     for name, rows in {"episode_ends": store.episode_ends, **values}.items():
         _array(meta, name, rows.shape, str(rows.dtype))[:] = rows

@@ -305,8 +305,7 @@ def _usual(flat: Sequence[str], names: tuple[str, ...], prefix: str) -> list[str
     """Return the features that are `action` or `proprio` by convention."""
     if key := next((key for key in names if key in flat), None):
         return [key]
-    several = [k for k in flat if k.startswith(prefix) and k != "observation.environment_state"]
-    return several or [names[0]]
+    return [k for k in flat if k.startswith(prefix) and k != "observation.environment_state"] or [names[0]]
 
 
 def camera_name(key: str) -> str:

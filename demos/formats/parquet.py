@@ -97,8 +97,7 @@ def images(root: Path, path: Path, episode: int, column: str, size: tuple[int, i
 def inside(root: Path, name: str) -> Path:
     """Return a file in the dataset folder; DatasetError for a path outside it, or a device or pipe."""
     path = root / name
-    is_outside = Path(name).is_absolute() or ".." in Path(name).parts
-    if is_outside or (path.exists() and not path.is_file()):
+    if Path(name).is_absolute() or ".." in Path(name).parts or (path.exists() and not path.is_file()):
         raise mismatch(root, "files inside this folder", name[:120])
     return path
 

@@ -110,9 +110,8 @@ class Robomimic(DemoFile):
         robot = "+".join(robots) if isinstance(robots, list) else robots
         sizes = {name: images[key].shape[1:3] for key, name in cameras.items()}
         parts = [_proprio_part(k, obs[k].shape[1]) for k in proprio]
-        self.describe_world(
-            first, args, str(args.get("env_name", "robomimic")), robot, float(rate), sizes, parts
-        )
+        name = str(args.get("env_name", "robomimic"))
+        self.describe_world(first, args, name, robot, float(rate), sizes, parts)
 
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:

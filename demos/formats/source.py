@@ -198,9 +198,8 @@ class Source(ABC):
             terms = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
             if array == "proprio":  # the label must not be an input
                 known = [key for key in known if key not in self.keys["action"]]
-            self.keys[array] = chosen(
-                [key for key, _, _ in terms], known, f"{array}, numbers (T, n)", self.path
-            )
+            keys = [key for key, _, _ in terms]
+            self.keys[array] = chosen(keys, known, f"{array}, numbers (T, n)", self.path)
             self.columns[array] = [columns.removesuffix("]") for _, _, columns in terms]
         return dict(cameras)
 

@@ -52,9 +52,8 @@ def object_size(frames: np.ndarray, change: float) -> float:
 
     first, during, last = frames.astype(np.int16)
     unlike, left, gone = (np.abs(first - x).max(-1) > change for x in (np.median(first, 0), during, last))
-    areas = [
-        np.bincount(ndimage.label(mask)[0].ravel(), minlength=2)[1:].max() for mask in unlike & ~left & gone
-    ]
+    labels = (ndimage.label(mask)[0].ravel() for mask in unlike & ~left & gone)
+    areas = [np.bincount(each, minlength=2)[1:].max() for each in labels]
     side = float(np.sqrt(np.median(areas)))
     return side if side >= 2 else float("nan")  # single pixels are noise
 

@@ -187,8 +187,7 @@ def _early(state: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
     speeds = _speeds(state, ends)
     if len(ends) < MIN_EPISODES or max(map(len, speeds)) <= 3:
         return
-    pairs = [(s[-3:].mean(), s.mean()) if len(s) > 3 else (np.nan, np.nan) for s in speeds]
-    last, mean = np.array(pairs).T
+    last, mean = np.array([(s[-3:].mean(), s.mean()) if len(s) > 3 else (np.nan,) * 2 for s in speeds]).T
     usual = float(np.nanmedian(last / np.where(mean > 0, mean, np.inf)))
     if usual > limits.early / 4:  # episodes of this dataset do not end at rest
         return

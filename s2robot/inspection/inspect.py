@@ -109,9 +109,8 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
     kinds = Counter(finding.kind for finding in findings)
     print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
     for i, shown in enumerate(zip(*(episodes_of(table.values, ends) for table in numbers), strict=True)):
-        script = out / FOLDER / f"{i:04d}.js"
         points = json.dumps(curves(np.concatenate(shown, axis=1), POINTS), separators=(",", ":"))
-        write_text(script, f"episode({i},{points})\n")
+        write_text(out / FOLDER / f"{i:04d}.js", f"episode({i},{points})\n")
     unknown = unchecked_kinds(numbers, ends, frames)
     facts = [*facts_of(store, ends), ("scales", advice)]
     return _write_page(store, numbers, ends, facts, films, findings, unknown, out / "inspect.html")
