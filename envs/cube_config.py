@@ -175,8 +175,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         if recorded is not None or inside:
             depth, width = box[:, 1] - box[:, 0]
             axes.add_patch(Rectangle((box[1, 0], box[0, 0]), width, depth, fill=False, ec=ink, **_DASHED))
-            label = f"cubes are placed in {depth:.0f} × {width:.0f} cm"
-            axes.plot([], [], color=ink, label=label, **_DASHED)
+            axes.plot([], [], color=ink, label=f"cubes are placed in {depth:.0f} × {width:.0f} cm", **_DASHED)
         axes.plot([], [], color=ink, lw=1.1, label="line: the cube's yaw")
 
     @classmethod

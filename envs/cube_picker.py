@@ -186,8 +186,7 @@ class Picker(PredictingExpert):
         self._task.set_target(mink.SE3.from_rotation_and_translation(rotation, point))
         options = {"dt": 1.0, "solver": "quadprog", "limits": self._limits, "damping": 1e-5}
         for _ in range(4):
-            velocity = mink.solve_ik(self._ik, [self._task, self._posture], **options)
-            self._ik.integrate_inplace(velocity, 1.0)
+            self._ik.integrate_inplace(mink.solve_ik(self._ik, [self._task, self._posture], **options), 1.0)
         delta = self._ik.q[self.env.joint_index] - self.env.commanded
         return np.append(np.clip(delta, -MAX_DELTA, MAX_DELTA), float(closed)).astype(np.float32)
 

@@ -69,8 +69,7 @@ class GymSettings(CommonSettings, at="task", file="task/gym"):
     @model_validator(mode="after")
     def _has_a_limit(self) -> "GymSettings":
         if self.max_steps is None:
-            limit = spec_of(self.id).max_episode_steps
-            if limit is None:
+            if (limit := spec_of(self.id).max_episode_steps) is None:
                 raise invalid("max_steps", f"a number, because {self.id} has no step limit", None)
             object.__setattr__(self, "max_steps", limit)
         if self.rate_hz is None:
@@ -231,8 +230,7 @@ class GymTask(Task):
 
     def render_cameras(self) -> dict[str, np.ndarray]:
         frames = {}
-        for name in self.settings.cameras:
-            height, width = self.camera_sizes[name]
+        for name, (height, width) in self.camera_sizes.items():
             image = Image.fromarray(self._image(name))
             frames[name] = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BOX))
         return frames

@@ -54,9 +54,8 @@ def _coarse(
     corners = [np.frombuffer(part, np.int32).reshape(-1, 3) for part in (faces, facing, textured)]
     count = max(_MIN_TRIANGLES, round(_SHARE * len(corners[0])))
     points, at = np.unique(vertex, axis=0, return_inverse=True)  # files repeat points per normal
-    points, triangles = fast_simplification.simplify(
-        points.astype(np.float64), at.ravel()[corners[0]].astype(np.int32), target_count=count
-    )
+    fine = points.astype(np.float64), at.ravel()[corners[0]].astype(np.int32)
+    points, triangles = fast_simplification.simplify(*fine, target_count=count)
     ranges = [int(part.max()) + 1 for part in corners]
     old = np.unravel_index(np.unique(np.ravel_multi_index(corners, ranges)), ranges)  # each (C,)
     near = cKDTree(vertex[old[0]]).query(points, k=_NEAREST)[1][triangles]  # (T, 3, 16)

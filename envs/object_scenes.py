@@ -54,8 +54,7 @@ class ObjectScene:
     """All objects in one model, rendered at `size` x `size` px; those that an image does not show are far below it."""
 
     def __init__(self, size: int) -> None:
-        table = (4.0, 4.0, 0.05)
-        arena = TableArena(table_full_size=table, table_offset=(0, 0, TABLE_HEIGHT), has_legs=False)
+        arena = TableArena((4.0, 4.0, 0.05), table_offset=(0, 0, TABLE_HEIGHT), has_legs=False)
         things = list(_things())
         task = Task(arena, [], things)
         ElementTree.SubElement(task.worldbody, "camera", name="still", pos="0 0 2")
@@ -153,8 +152,7 @@ class ObjectScene:
         room = (1 - share) * distance * np.tan(np.radians(fovy) / 2)
         aside = rng.uniform(-0.8, 0.8, 2) * room
         m.cam_pos[self.camera] = target + distance * eye + aside @ axes
-        rotation = np.stack([*axes, np.cross(*axes)], 1)
-        mujoco.mju_mat2Quat(m.cam_quat[self.camera], rotation.flatten())
+        mujoco.mju_mat2Quat(m.cam_quat[self.camera], np.stack([*axes, np.cross(*axes)], 1).flatten())
         m.cam_fovy[self.camera] = fovy
 
     def close(self) -> None:

@@ -13,10 +13,7 @@ from s2robot.envs.task_settings import CommonSettings, Lengths, PushSettings
 GRASPED = {
     "Lift": "lifted the object",
     "Stack": "stacked the objects",
-    **{
-        f"PickPlace{thing}": f"put the {thing.lower()} into its bin"
-        for thing in ("Can", "Milk", "Bread", "Cereal")
-    },
+    **{f"PickPlace{x}": f"put the {x.lower()} into its bin" for x in ("Can", "Milk", "Bread", "Cereal")},
     **dict.fromkeys(("NutAssemblySquare", "NutAssemblyRound"), "put the nut onto its peg"),
 }
 # robosuite's environments with an expert, a class of the same name in `s2robot.envs.experts.worlds`

@@ -81,8 +81,7 @@ class RobosuiteTask(MujocoTask):
         return {**self.raw._get_observations(force_update=True), **commands}
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
-        generator = np.random.default_rng(int(rng.integers(2**63)))
-        self.raw.rng.bit_generator.state = generator.bit_generator.state
+        self.raw.rng.bit_generator.state = np.random.PCG64(int(rng.integers(2**63))).state
         self._reset_raw()
         self._drop_poses()  # cached before the start noise; they would make a rehearsal change the next step
         self._refresh_poses()
@@ -287,9 +286,8 @@ def _arm_parts(prefix: str, controller: Any, size: int) -> list[tuple[dict, np.n
     actions, at = [], 0
     for label, count, about in labels:
         scale, at = limit[at : at + count], at + count
-        limits = {"low": (-scale).tolist(), "high": scale.tolist()}
-        part = {"name": f"{prefix}{label}", "size": count, **about, **limits}
-        actions.append((part, scale, np.zeros(count)))
+        about |= {"low": (-scale).tolist(), "high": scale.tolist()}
+        actions.append(({"name": f"{prefix}{label}", "size": count, **about}, scale, np.zeros(count)))
     return actions
 
 
