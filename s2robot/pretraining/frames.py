@@ -147,8 +147,7 @@ def read_image(file: Path, mode: str | None = None) -> Image.Image:
     with reported(f"{file}: not a readable image"), Image.open(file, formats=formats) as image:
         image.load()
         if mode == "RGB" and image.mode.startswith("I"):  # 16-bit values, which Pillow would clip at 255
-            grey = (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)
-            return Image.fromarray(grey).convert(mode)
+            return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert(mode)
         return image.convert(mode) if mode else image.copy()
 
 

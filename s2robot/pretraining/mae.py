@@ -74,10 +74,8 @@ class MAE(nn.Module):
         self.decoder_embed = nn.Linear(spec.dim * len(self.scales), decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.register_buffer("decoder_pos", sincos_2d(decoder_dim, spec.grid))
-        self.decoder_blocks = nn.ModuleList(
-            Block(decoder_dim, decoder_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
-            for _ in range(decoder_depth)
-        )
+        make = partial(Block, decoder_dim, decoder_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)
+        self.decoder_blocks = nn.Sequential(*(make() for _ in range(decoder_depth)))
         self.decoder_norm = norm(decoder_dim)
         pixels = spec.patch_size**2 * 3
         self.decoder_pred = nn.Linear(decoder_dim, pixels * sum(scale**2 for scale in self.scales))
@@ -145,12 +143,9 @@ class MAE(nn.Module):
         x = torch.cat(tokens)
         cls = (vit.cls_token + vit.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         x = torch.cat([cls.to(x.dtype), x], dim=1)  # (B * tiles, 1 + K, D)
-        for block in vit.blocks:
-            x = block(x)
-        x = vit.norm(x)
+        x = vit.norm(vit.blocks(x))
         out = []
-        parts = x.split([len(t) for t in tokens])
-        for scale, part, order in zip(self.scales, parts, orders, strict=True):
+        for scale, part, order in zip(self.scales, x.split([len(t) for t in tokens]), orders, strict=True):
             first = part[:, 0].unflatten(0, (batch, -1)).mean(dim=1, keepdim=True)  # (B, 1, D)
             body = part[:, 1:].reshape(batch, count, scale**2, -1).mean(dim=2)  # (B, K, D), by tile
             back = order.argsort(dim=1)[..., None].expand(-1, -1, body.shape[-1])
@@ -163,9 +158,8 @@ class MAE(nn.Module):
         cls_pos, pos = self.decoder_pos[0, :1], self.decoder_pos[0, 1:]
         # in the order CLS, visible, hidden
         x = torch.cat([x[:, :1] + cls_pos, x[:, 1:] + pos[keep], self.mask_token + pos[hidden]], dim=1)
-        for block in self.decoder_blocks:
-            x = block(x)
-        return self.decoder_pred(self.decoder_norm(x[:, 1 + keep.shape[1] :]))
+        x = self.decoder_blocks(x)[:, 1 + keep.shape[1] :]
+        return self.decoder_pred(self.decoder_norm(x))
 
     def forward(
         self, images: Tensor, cells: tuple[Tensor, Tensor] | None = None
@@ -195,8 +189,7 @@ class MAE(nn.Module):
         patches = self.cells(images)[-1]  # (B, N, s * s, P)
         var, mean = torch.var_mean(patches[mask], dim=-1, keepdim=True)
         filled = patches.clone()
-        predicted = pred[:, :, -(scale**2) :].flatten(0, 1).float()
-        filled[mask] = predicted * (var + 1e-6).sqrt() + mean
+        filled[mask] = pred[:, :, -(scale**2) :].flatten(0, 1).float() * (var + 1e-6).sqrt() + mean
 
         def draw(cells: Tensor) -> Tensor:
             grid = cells.unflatten(2, (scale, scale)).unflatten(1, (spec.grid, spec.grid))

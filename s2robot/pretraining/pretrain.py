@@ -249,8 +249,7 @@ def normalise(
     """
     x = images.contiguous().float().div_(255)
     if jitter:
-        drawn = torch.rand(2, batch or len(x), 1, 1, 1, generator=generator)[:, share]
-        gain = 1 + jitter * (2 * drawn - 1)
+        gain = 1 + jitter * (2 * torch.rand(2, batch or len(x), 1, 1, 1, generator=generator)[:, share] - 1)
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = ((x - mean) * gain[0] + mean * gain[1]).clamp_(0, 1)
     return x.sub_(_MEAN).div_(_STD)
@@ -260,7 +259,6 @@ def save_reconstruction(mae: MAE, images: Tensor, path: Path, rows: int = 8) -> 
     """Save an image with a row for each input: the input, its visible patches, the reconstruction."""
     images = images[:rows]
     masked, filled = mae.reconstruct(images.to(mae.mask_token.device), torch.Generator().manual_seed(0))
-    strip = torch.cat([images, masked.cpu(), filled.cpu()], dim=3)  # (rows, 3, S, 3 * S)
-    strip = strip * _STD + _MEAN
+    strip = torch.cat([images, masked.cpu(), filled.cpu()], dim=3) * _STD + _MEAN  # (rows, 3, S, 3 * S)
     sheet = torch.cat(list(strip), dim=1).clamp(0, 1).mul(255).round().byte()  # (3, rows * S, 3 * S)
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(path)

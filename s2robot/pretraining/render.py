@@ -99,8 +99,7 @@ def render_scenes(
     env: Any = make(defaults.replace(image_size=image_size, **chosen), draw=False)
     m = env.model
     names = "mat_rgba light_diffuse light_pos cam_pos cam_quat cam_fovy".split()
-    looks = {name: getattr(m, name) for name in names}
-    looks["headlight"] = m.vis.headlight.diffuse
+    looks = {name: getattr(m, name) for name in names} | {"headlight": m.vis.headlight.diffuse}
     stock = {name: values.copy() for name, values in looks.items()}
     frames: list[np.ndarray] = []
     episode = seed * 1000 + 500_000_000  # not a seed of demos or evaluations

@@ -84,8 +84,7 @@ class Batches:
     ) -> dict[str, Tensor]:
         """Return the batch of these windows (B,), seen in these copies (B, 1), with the keys that ChunkPolicy.loss uses."""
         context = self._tables["context"][rows]
-        seen = context + copies * len(self.action)
-        steps, frames = torch.unique(seen, return_inverse=True)  # (F,), (B, T)
+        steps, frames = torch.unique(context + copies * len(self.action), return_inverse=True)  # (F,), (B, T)
         starts, action_pad = self._targets(rows, every)
         past = self.action[context].clone()  # (B, T, A)
         past[:, -1] = 0  # the policy has to predict the current step's action

@@ -130,10 +130,8 @@ class Run:
             try:
                 self._run()
             except RuntimeError as error:
-                words = ("gloo", "nccl", "connection")
-                lost = isinstance(error, torch.distributed.DistError) or any(
-                    w in str(error).lower() for w in words
-                )
+                named = any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+                lost = named or isinstance(error, torch.distributed.DistError)
                 if world == 1 or not lost:
                     raise
                 raise UserError(
