@@ -161,11 +161,9 @@ def _curves(
 
 def _cost(plan: Plan) -> dict[str, float]:
     path = plan.out / "cost.json"
-    cost: dict[str, float] = read_json(path) if path.exists() else {}
-    if not cost.keys() >= plan.facts.keys():
-        cost = ms_per_action(plan)
-        write_json(path, cost)
-    return cost
+    if not path.exists() or not read_json(path).keys() >= plan.facts.keys():
+        write_json(path, ms_per_action(plan))
+    return read_json(path)
 
 
 def ms_per_action(plan: Plan) -> dict[str, float]:
@@ -200,9 +198,8 @@ def film_disagreements(plan: Plan, runs: Runs, pair: Mapping[str, Any], count: i
     """Film up to `count` positions that only one arm of the pair solves, alternating wins and losses, each with the first
     training seed that has the majority outcome. Return the entries for compare.json."""
     arms = {arm.name: arm for arm in plan.arms}
-    turns = zip_longest(pair["only_a"], pair["only_b"])
     videos, tasks = [], []
-    positions = [position for turn in turns for position in turn if position is not None]
+    positions = [at for turn in zip_longest(pair["only_a"], pair["only_b"]) for at in turn if at is not None]
     for position, name in product(positions[:count], (pair["a"], pair["b"])):
         outcome = (name == pair["a"]) == (position in pair["only_a"])
         attempts = ((s, r) for s, records in runs[name].items() for r in records if r["seed"] == position)

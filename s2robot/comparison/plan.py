@@ -147,9 +147,8 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     arms = tuple(experiment.arms[name] for name in settings.arms or experiment.arms)
     for_arms = [word for word in typed if group_of(word) in GROUPS and not word.startswith("-")]
     if "train.seed" in map(key_of, for_arms):
-        raise UserError(
-            "train.seed: expected the training seeds in experiment.seeds, such as [0,1,2], got one seed"
-        )
+        expected = "the training seeds in experiment.seeds, such as [0,1,2]"
+        raise UserError(f"train.seed: expected {expected}, got one seed")
     common = [*experiment.overrides, *for_arms]
     if settings.records:
         common.append(f"demos.path={word(out / 'demos.zarr')}")

@@ -179,8 +179,7 @@ def corrected_episode(corrector: Corrector, seed: int) -> tuple[dict[str, np.nda
         env.step_physics(action)
 
     reason = _act(env, actor, course.settings.takeover, execute)
-    done = steps.get("action", [])
-    switch = len(done)
+    switch = len(done := steps.get("action", []))
     facts = {"seed": seed, "reason": reason, "step": switch, "success": env.is_success} | layout_of(env, info)
     if not reason:
         return {}, facts

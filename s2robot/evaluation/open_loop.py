@@ -207,11 +207,10 @@ def interval(values: np.ndarray, base: np.ndarray | None = None, upper: float = 
     n = len(values)
     if base is not None and not (values.any() and base.any()):  # one of the two errors is 0
         return {"value": 0.0 if base.any() else None, "low": None, "high": None}
+    inverse: Callable[[float], float] = float if base is None else math.exp
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse: Callable[[float], float] = float if base is None else math.exp
-        if base is None:
-            mean, left_out = values.mean(), (values.sum() - values) / (n - 1)
-        else:
+        mean, left_out = values.mean(), (values.sum() - values) / (n - 1)
+        if base is not None:
             mean = np.log(values.sum() / base.sum())
             left_out = np.log((values.sum() - values) / (base.sum() - base))
         half = t.ppf(0.975, n - 1) * np.sqrt((n - 1) * left_out.var())

@@ -204,8 +204,7 @@ def summarise(records: Sequence[Record], stages: Sequence[str] | None = None) ->
 def rate(outcomes: Sequence[bool] | np.ndarray) -> dict[str, Any]:
     successes, episodes = int(sum(outcomes)), len(outcomes)
     low, high = wilson(successes, episodes)
-    counts = {"episodes": episodes, "successes": successes}
-    return {"success": successes / episodes, "low": low, "high": high, **counts}
+    return dict(success=successes / episodes, low=low, high=high, episodes=episodes, successes=successes)
 
 
 def task_fields(record: Record) -> dict[str, Any]:

@@ -111,8 +111,7 @@ class NearestDemo:
     def __init__(self, store: EpisodeStore | None, settings: type[TaskSettings], execute: int = 4):
         layouts = [settings.layout_of(start) for start in starts(store)] if store else []
         if store is None or not all(layouts):
-            expected = "demos with stored layouts"
-            raise UserError(f"evaluate.control: nearest_demo: expected {expected}, got none")
+            raise UserError("evaluate.control: nearest_demo: expected demos with stored layouts, got none")
         self.execute, self.settings = execute, settings
         self.actions = [store.episode(i)["action"] for i in range(len(store))]
         self.starts = np.stack([settings.placing(layout) for layout in layouts])  # (episodes, n)

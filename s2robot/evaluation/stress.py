@@ -160,8 +160,7 @@ def figures(
     journals: Mapping[Cell, Journal], axes: Sequence[str], settings: StressSettings
 ) -> dict[str, Any]:
     """Return success by axis and strength with Wilson's intervals, and the score: the mean over axes and strengths."""
-    episodes = range(settings.episodes)
-    plain, *others = ([j.records[e]["success"] for e in episodes] for j in journals.values())
+    plain, *others = ([j.records[e]["success"] for e in range(settings.episodes)] for j in journals.values())
     table = np.array(others).reshape(len(axes), STRENGTHS, -1)  # (A, S, N)
     means = table.mean((0, 1))  # (N,)
     low, high = mean_interval(means, table.size)

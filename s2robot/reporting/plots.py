@@ -115,8 +115,7 @@ def _draw(axes: Axes, line: Line) -> None:
         axes.vlines(line.x, line.low, line.high, color=line.colour, lw=3, alpha=0.4)
     elif len(line.low):
         axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.14, lw=0)
-    markers = {"marker": "o", "ms": 4} if len(line.x) < 3 else {}
-    style: dict[str, Any] = {"lw": 1.6, **markers, **line.style}
+    style: dict[str, Any] = {"lw": 1.6, **({"marker": "o", "ms": 4} if len(line.x) < 3 else {}), **line.style}
     axes.plot(line.x, line.y, color=line.colour, label=line.label or None, **style)
 
 
