@@ -52,8 +52,7 @@ def encode_demos(
     found = []
     for copy in range((settings.augment or 0) + 1):
         for member, first in zip(members, firsts, strict=False):
-            everything = first + np.arange(len(member))
-            own = None if episodes is None else np.intersect1d(episodes, everything) - first
+            own = None if episodes is None else np.intersect1d(episodes - first, np.arange(len(member)))
             found.append(_encode(member, encoder, cameras, settings, own, copy))
     features = [features for features, _ in found]
     return features[0] if len(found) == 1 else Joined(features), [cache for _, cache in found]

@@ -60,9 +60,8 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
         check_same(path, found.shape, tokens.shape, " tokens")  # before the policy allocates for each row
         actions = _actions(policy, tokens, trace["proprio"]), trace["actions"]
         # in the network's units all parts of an action count alike, and a rotation has one form
-        scaled = (
-            policy.normaliser.action(policy.spec.action.inner(torch.as_tensor(x).to(device))) for x in actions
-        )
+        inner = (policy.spec.action.inner(torch.as_tensor(x).to(device)) for x in actions)
+        scaled = (policy.normaliser.action(x) for x in inner)
         stages = {
             "the encoder": (found, tokens),
             "the policy, from the same tokens": tuple(x.cpu().numpy() for x in scaled),

@@ -79,8 +79,7 @@ def load_networks(
 def image_size_of(contract: Mapping[str, Any], encoder: S2Encoder) -> ImageSize:
     """Return the frame size that a policy expects: one side length, or (H, W) of each camera if not all are square."""
     shapes = contract["encoder"].get("frames") or {}
-    side = (encoder.image_size, encoder.image_size)
-    return as_image_size({name: tuple(shapes.get(name, side)) for name in contract["cameras"]})
+    return as_image_size({n: tuple(shapes.get(n, (encoder.image_size,) * 2)) for n in contract["cameras"]})
 
 
 class Policy(NamedTuple):

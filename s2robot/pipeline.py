@@ -88,8 +88,7 @@ class Task:
 
     def tasks(self, store: EpisodeStore) -> tuple[str, ...]:
         """Return the policy's task texts; () if it is not conditioned on a task. UserError if the demos have none."""
-        by_task = self.policy and (self.policy.by_task or self.policy.task_vectors)
-        return tasks_of(store) if by_task else ()
+        return tasks_of(store) if self.policy and (self.policy.by_task or self.policy.task_vectors) else ()
 
     def vectors(self, store: EpisodeStore) -> torch.Tensor | None:
         """Return the vectors (tasks, D) of the policy's tasks; None if it uses their indices, or no tasks."""
@@ -243,17 +242,14 @@ def rollout_of(task: Task, contract: dict[str, Any], out: Path) -> Callable[[Pat
     from s2robot.evaluation.evaluate import EvaluateSettings, evaluate_checkpoint
 
     Lineage.of(contract).refuse(settings.positions, "this training", "train.rollouts.seed", TRAINING)
-    evaluate = EvaluateSettings(
-        episodes=settings.episodes, seed=settings.seed, workers=settings.workers, videos=0
-    )
+    evaluate = EvaluateSettings(**settings.model_dump(include={"episodes", "seed", "workers"}), videos=0)
 
     def success(checkpoint: Path) -> float:
         folder = out / "rollouts" / checkpoint.name
         stored = folder / "episodes.settings.json"
         if stored.is_file() and read_json(stored).get("policy") != policy_sha256(checkpoint):
             shutil.rmtree(folder)  # left over from before training was restarted
-        summary = evaluate_checkpoint(checkpoint, folder, evaluate, task.world, selects=True)
-        return float(summary["success"])
+        return float(evaluate_checkpoint(checkpoint, folder, evaluate, task.world, selects=True)["success"])
 
     return success
 
@@ -304,9 +300,7 @@ def _selection(task: Task, store: EpisodeStore) -> dict[str, Any]:
         return about if demos.episodes is None else {"episodes": min(len(store), demos.episodes)}
     if isinstance(store, Mix):
         members = zip(store.members, store.shares, strict=True)
-        about["mix"] = [
-            {"name": m.path.name, "fingerprint": m.fingerprint, "share": share} for m, share in members
-        ]
+        about["mix"] = [{"name": m.path.name, "fingerprint": m.fingerprint, "share": s} for m, s in members]
     train, held_out = task.split(store)
     return about | {"selection": {"train": train.tolist(), "validation": held_out.tolist()}}
 

@@ -22,10 +22,9 @@ def record(cfg: DictConfig) -> None:
     """`s2robot record`: record demos into `out`: scripted in simulation, by an operator on an arm, or corrections of a policy."""
     from s2robot import pipeline, rounds
 
-    on_arm = cfg.robot.ip is not None or cfg.bridge.emulator.port is not None
     if cfg.kind == "scripted":
         store = pipeline.record_demos(task_settings(cfg), cfg, path_of(cfg, "out"))
-    elif cfg.kind == "dagger" and not on_arm:
+    elif cfg.kind == "dagger" and cfg.robot.ip is None and cfg.bridge.emulator.port is None:
         store, counts = rounds.record(cfg, cfg, path_of(cfg, "out"))
         print(rounds.outcome_text(counts))
     else:
@@ -93,8 +92,7 @@ def inspect(cfg: DictConfig) -> None:
         return _report(path_of(cfg, "run"))
     from s2robot.inspection.inspect import InspectSettings, inspect_demos, replay_demos
 
-    world = chosen_world(cfg)
-    demos = read(DemosSettings, cfg.demos, "demos")
+    world, demos = chosen_world(cfg), read(DemosSettings, cfg.demos, "demos")
     settings = read_some(InspectSettings, cfg)
     if settings.replay:
         print(replay_demos(demos, world))

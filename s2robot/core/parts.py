@@ -93,11 +93,10 @@ def default_parts(key: str, joints: int, gripper: str | None = "binary") -> tupl
     """
     action = key == "action_parts"
     first = [Part(name="joints", size=joints, kind="delta" if action else "absolute")] if joints else []
-    name, kind = ("gripper", "binary") if action else ("opening", "absolute")
     if gripper is None:
         return tuple(first)
-    kind = kind if gripper == "binary" else "absolute"
-    return (*first, Part(name=name, size=1, kind=kind))  # type: ignore[arg-type]  # a Literal
+    kind: Any = "binary" if action and gripper == "binary" else "absolute"
+    return (*first, Part(name="gripper" if action else "opening", size=1, kind=kind))
 
 
 def parts_of(about: Mapping[str, Any], key: str) -> tuple[Part, ...]:

@@ -114,9 +114,7 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
 
     if delay:
         batch.plan = delayed
-    planner: Any = actor
-    if bridge.plan_s is not None:
-        planner = _ahead(actor, contract, bridge)
+    planner: Any = actor if bridge.plan_s is None else _ahead(actor, contract, bridge)
 
     def act(observation: Mapping) -> np.ndarray:
         action = planner.act(observation)
@@ -129,8 +127,7 @@ def _local(source: HostSettings, bridge: Bridge) -> Policy:
             planner.reset()
         actor.reset(task=source.instruction)
 
-    size = image_size_of(contract, encoder)
-    return Policy(act, actor, contract, size, encoder.fingerprint, reset, planner)
+    return Policy(act, actor, contract, image_size_of(contract, encoder), encoder.fingerprint, reset, planner)
 
 
 def _ahead(actor: Any, contract: Mapping[str, Any], bridge: Bridge) -> PlanAhead:

@@ -176,8 +176,7 @@ def check_observation(observation: Mapping[str, Any], limits: ArmLimits) -> list
     for a, b in combinations(frames, 2):
         if np.array_equal(frames[a], frames[b]):
             findings.append(Finding(STOP, f"frames {a} and {b}", "identical: one device has both names"))
-    of_joints = zip(limits.q_min, limits.q_max, strict=True)
-    ranges = [(f"joint {i}", *ends) for i, ends in enumerate(of_joints, 1)]
+    ranges = [(f"joint {i}", *ends) for i, ends in enumerate(zip(limits.q_min, limits.q_max, strict=True), 1)]
     # a measured opening may be slightly outside 0 to 1
     ranges += [("the gripper's opening", -0.05, 1.05)] * (len(observation["proprio"]) - limits.joints)
     wrong = [

@@ -141,8 +141,7 @@ class ArmRecording:
         if rig is None:
             reset = self.teleoperator.reset if self.teleoperator else lambda: None
             return ArmSession(arm, self._act, subscribers=[self.recorder], reset_policy=reset, **options)
-        policy = rig.policy
-        acting = policy.act, policy.reset, controls, self.teleoperator
+        acting = rig.policy.act, rig.policy.reset, controls, self.teleoperator
         self.shared = teleop.SharedControl(*acting, self._commanded)
         return rig.session([self.recorder, self.shared], act=self.shared.act, disagreement=None, **options)
 
