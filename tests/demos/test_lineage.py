@@ -14,6 +14,7 @@ from s2robot.demos.selection import numbers, select
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.test_store import filled
+from tests.errors import refuses
 
 
 def matches(one: EpisodeStore, other: EpisodeStore) -> list[list[int]]:
@@ -109,8 +110,7 @@ def test_numbers_and_ranges():
     for spec, got in (
         ([10], "10"), ([3, "2:5"], "3 twice"), ([-1], "-1"), ([], "none"), ([1, "7:4"], "'7:4'"), ([True], "True"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=f"^x: expected .*, got {got}$"):
-            numbers(spec, 10, "x")
+        refuses(f"^x: expected .*, got {got}$", numbers, spec, 10, "x")
 
 
 def test_random_splits(store):
@@ -139,9 +139,6 @@ def test_split_file(store, tmp_path):
         ({"train": [1], "test": [2]}, "test: expected no such key"),
         ("{", "cannot be read"),
     ):
-        with pytest.raises(UserError, match=rf"split.json: {words}[^\n]*\Z"):
-            selected(text)
-    with pytest.raises(UserError, match=r"^train.validation: expected 0"):
-        selected(both, 0.1)
-    with pytest.raises(UserError, match="none.json: cannot be read"):
-        select(store, None, tmp_path / "none.json", 0.0, 0)
+        refuses(rf"split.json: {words}[^\n]*\Z", selected, text)
+    refuses(r"^train.validation: expected 0", selected, both, 0.1)
+    refuses("none.json: cannot be read", select, store, None, tmp_path / "none.json", 0.0, 0)

@@ -20,6 +20,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from tests import forks
 from tests.demos.test_store import ATTRIBUTES
+from tests.errors import refuses
 from tests.inline import do_inline
 from tests.kills import kill_at_every_write
 
@@ -116,12 +117,10 @@ def test_recording_resumes_only_in_its_own_store(tmp_path, monkeypatch):
         (args[0], PickerConfig(misses=0.0), 4, 500, {}, "picker.*: expected "),
         (*args, 4, 500, {"imitate_kicks": True}, "imitate_kicks: expected True, .* got None"),
     ):
-        with pytest.raises(UserError, match=f"demos.zarr: {text}"):
-            record(path, world, picker, episodes, seed, **more)
+        refuses(f"demos.zarr: {text}", record, path, world, picker, episodes, seed, **more)
     assert EpisodeStore.open(path).fingerprint == before
     (tmp_path / "file.zarr").write_text("mine")
-    with pytest.raises(UserError, match="file.zarr: expected a new path"):
-        record(tmp_path / "file.zarr", *args, 4, 500)
+    refuses("file.zarr: expected a new path", record, tmp_path / "file.zarr", *args, 4, 500)
     record(path, *args, 6, 500).close()  # a recording can be extended
     record(tmp_path / "long.zarr", *args, 6, 500).close()
     assert EpisodeStore.open(path).fingerprint == EpisodeStore.open(tmp_path / "long.zarr").fingerprint
@@ -194,8 +193,7 @@ def test_recorded_images_keep_the_size_of_each_camera(recorded, tmp_path):
     words = "cameras: expected 'top' among them, got hand,left,right"
     with pytest.raises(UserError, match=words):
         next(replay.render_episodes(EpisodeStore.open(recorded), [0], ("hand", "top"), 32, workers=1))
-    with pytest.raises(UserError, match=words):
-        episode_frames(recorded, 0, ("top",), 32)
+    refuses(words, episode_frames, recorded, 0, ("top",), 32)
 
 
 SEED, STEPS = 500, 3  # an episode with kicks and a miss

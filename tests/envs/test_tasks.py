@@ -15,6 +15,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.tasks import make, make_cached, register_user_task, settings_of
 from s2robot.evaluation.rollouts import World
+from tests.errors import refuses
 from tests.inline import do_inline
 
 
@@ -178,8 +179,7 @@ def test_rate_is_never_invented_goals_may_be_trees_and_a_missing_package_is_one_
     env = make(GymSettings(id="Kitchen-v0", **settings))
     env.begin(np.random.default_rng(0), {})
     assert list(env.layout) == ["goal_0", "goal_1"] and 1 <= env.layout["goal_1"] <= 2
-    with pytest.raises(UserError, match="^task.id: expected .*'Kitchen-v0': pygame is not installed"):
-        env.render_cameras()
+    refuses("^task.id: expected .*'Kitchen-v0': pygame is not installed", env.render_cameras)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +224,10 @@ def started(env):
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_error_line(call, words):
-    with pytest.raises(UserError, match=words):
-        call()
+    refuses(words, call)
 
 
 def test_dataset_settings_import_no_code():
     """Settings of a dataset are looked up by task name; a class named in the dataset is not imported."""
-    with pytest.raises(UserError, match="task: expected .*, got 'mine'"):
-        settings_of({"task": "mine", "target": "antigravity:Fly"})
+    refuses("task: expected .*, got 'mine'", settings_of, {"task": "mine", "target": "antigravity:Fly"})
     assert "antigravity" not in sys.modules

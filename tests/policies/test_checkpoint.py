@@ -9,10 +9,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
 from s2robot.policies import check_contract, load_checkpoint, save_checkpoint
 from s2robot.policies.checkpoint import write_card
+from tests.errors import refuses
 from tests.policies.small import make_batch, make_policy, plan_of
 
 CONTRACT = {
@@ -67,12 +67,10 @@ def test_rejected_save_writes_nothing(tmp_path):
         "cameras": CONTRACT | {"cameras": ["left"]},
         "action_parts": CONTRACT | {"joint_names": ["a"]},
     }.items():
-        with pytest.raises(UserError, match=f"^contract: {key}: "):
-            save_checkpoint(tmp_path / "p", policy, contract)
+        refuses(f"^contract: {key}: ", save_checkpoint, tmp_path / "p", policy, contract)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="expected a new folder or a checkpoint"):
-        save_checkpoint(tmp_path / "home", policy, CONTRACT)
+    refuses("expected a new folder or a checkpoint", save_checkpoint, tmp_path / "home", policy, CONTRACT)
     assert (tmp_path / "home/thesis.tex").read_text() == "precious" and os.listdir(tmp_path) == ["home"]
 
 
@@ -85,8 +83,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path):
     def assert_rejected(words, **changes):
         if changes:
             record.write_text(json.dumps({k: v for k, v in (about | changes).items() if v is not None}))
-        with pytest.raises(UserError, match=words):
-            load_checkpoint(fresh)
+        refuses(words, load_checkpoint, fresh)
         record.write_text(text)
 
     def replace_tensors(data):
@@ -94,8 +91,7 @@ def test_invalid_checkpoints_are_rejected(tmp_path):
         return hashlib.sha256(data).hexdigest()
 
     for path in (tmp_path / "none", record):
-        with pytest.raises(UserError, match="folder"):
-            load_checkpoint(path)
+        refuses("folder", load_checkpoint, path)
     tensors.unlink()
     assert_rejected("policy.safetensors is missing")
     tensors.write_bytes(content[: len(content) // 2])
@@ -129,8 +125,7 @@ def test_check_contract():
     others = {"robot": "panda", "rate_hz": 20, "joint_names": ["a"], "cameras": ["hand"], "encoder": "fff"}
     patterns = {"cameras": "'left'", "joint_names": "joint_names", "encoder": "abc123.*fff"}
     for key, other in [*others.items(), ("encoder", {"name": "base", "fingerprint": "fff"})]:
-        with pytest.raises(UserError, match=patterns.get(key, str(other))):
-            check_contract(CONTRACT, **{key: other})
+        refuses(patterns.get(key, str(other)), check_contract, CONTRACT, **{key: other})
 
 
 def test_writing_the_card_changes_only_the_card(tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from s2robot.core.errors import UserError
 from s2robot.golden import FILE, write_trace
 from s2robot.loading import image_size_of, load_networks
+from tests.errors import refuses
 
 CPU = torch.device("cpu")
 STATES = np.random.default_rng(0).normal(size=(2, 8))
@@ -46,13 +46,11 @@ def test_checkpoint_with_unchanged_outputs_loads(traced):
 def test_drift_error_names_its_stage(checkpoint, share):
     tokens = load_file(checkpoint / FILE)["tokens"]
     change_arrays(checkpoint, tokens=lambda x: (x.astype(np.float32) * (1 + share)).astype(x.dtype))
-    with pytest.raises(UserError, match=r"golden.safetensors: the encoder: expected .* within 0.002, got"):
-        load_networks(checkpoint, CPU)
+    refuses(r"golden.safetensors: the encoder: expected .* within 0.002, got", load_networks, checkpoint, CPU)
     joints = np.repeat([1 + share, 1], [7, 1]).astype(np.float32)  # radians, small beside a gripper's 1
     for drift in (lambda x: x * joints, lambda x: x + share * np.sqrt((x**2).mean())):
         change_arrays(checkpoint, tokens=lambda x: tokens, actions=drift)
-        with pytest.raises(UserError, match="the policy, from the same tokens: expected"):
-            load_networks(checkpoint, CPU)
+        refuses("the policy, from the same tokens: expected", load_networks, checkpoint, CPU)
 
 
 def test_other_or_damaged_trace_is_one_line_and_a_missing_one_is_no_error(checkpoint):
@@ -60,12 +58,10 @@ def test_other_or_damaged_trace_is_one_line_and_a_missing_one_is_no_error(checkp
     tokens = load_file(checkpoint / FILE)["tokens"]
     for damaged in (tokens[:0], tokens[0, 0, 0, 0], tokens.repeat(2, 0)):  # the policy allocates for each row
         change_arrays(checkpoint, tokens=lambda _, to=damaged: np.array(to))
-        with pytest.raises(UserError, match="golden.safetensors: expected a readable trace"):
-            load_networks(checkpoint, CPU)
+        refuses("golden.safetensors: expected a readable trace", load_networks, checkpoint, CPU)
     change_arrays(checkpoint, tokens=lambda _: tokens)
     for change, text in wrong:  # first, as if this machine had the opposite sign of every state
         change_arrays(checkpoint, proprio=change)
-        with pytest.raises(UserError, match=f"golden.safetensors: {text}"):
-            load_networks(checkpoint, CPU)
+        refuses(f"golden.safetensors: {text}", load_networks, checkpoint, CPU)
     (checkpoint / FILE).unlink()
     load_networks(checkpoint, CPU)

@@ -20,6 +20,7 @@ from s2robot.encoders.tuning import FullEncoder
 from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.training.train import _Run
+from tests.errors import refuses
 from tests.s2robot.test_tuned import SIZES, make_demos, task_of, trained
 from tests.s2robot.training.small import CAMERAS, Killed, about
 
@@ -147,8 +148,7 @@ def test_training_starts_from_the_encoder_of_another_run(demos, tmp_path):
     child, start = load_tuned(trained(task, tmp_path / "child")), load_tuned(parent)
     assert child.keys() == start.keys() and all(torch.equal(child[k], start[k]) for k in child)
     other = full_task(demos, {"crop": 0.8}, steps=1, from_=str(parent))
-    with pytest.raises(UserError, match=r"^train.from: .*encoder.crop"):
-        trained(other, tmp_path / "other")
+    refuses(r"^train.from: .*encoder.crop", trained, other, tmp_path / "other")
 
 
 def test_wrong_setting_is_one_error_line_before_reading(demos, tmp_path):
@@ -156,8 +156,7 @@ def test_wrong_setting_is_one_error_line_before_reading(demos, tmp_path):
         ({"policy": {"zero_features": True}}, "encoder.trained: expected false"),
         ({"tune": {"blocks": 1}}, "train.tune.blocks: expected 0"),
     ):
-        with pytest.raises(UserError, match=f"^{key}"):
-            full_task(demos, **changes)
+        refuses(f"^{key}", full_task, demos, **changes)
     for encoder, words in (
         ({"crop": 1.2}, "encoder.crop: expected <= 1"),
         ({"img_size": 40}, r"tile: expected a whole number of patches of 32 px, got 40 x 40 px"),

@@ -21,6 +21,7 @@ from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.policies.spec import PolicySettings
 from s2robot.training.settings import TuneSettings
+from tests.errors import refuses
 from tests.s2robot.training.small import CAMERAS, CONTRACT, about, make_settings
 
 FROZEN = {"blocks": 0}
@@ -128,10 +129,8 @@ def test_causal_policy_on_a_mix_is_tuned(demos, tiny_encoder, tmp_path):
 
 def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encoder, tmp_path, monkeypatch):
     """A run can start from a frozen policy, but not from a tuned one, whose features are not cached."""
-    with pytest.raises(UserError, match=r"^train.tune.blocks: expected 0"):
-        task_of(demos, tiny_encoder, policy={"zero_features": True})
-    with pytest.raises(UserError, match=r"^train.tune.lora: "):
-        TuneSettings(blocks=0, lora=4, rate=0.1)
+    refuses(r"^train.tune.blocks: expected 0", task_of, demos, tiny_encoder, policy={"zero_features": True})
+    refuses(r"^train.tune.lora: ", TuneSettings, blocks=0, lora=4, rate=0.1)
     frozen = trained(task_of(demos, tiny_encoder, tune=FROZEN, steps=5), tmp_path / "frozen")
     task = task_of(demos, tiny_encoder, from_=str(frozen), steps=5)
     tuned = trained(task, tmp_path / "tuned")
@@ -143,10 +142,8 @@ def test_start_from_a_frozen_policy_and_a_missing_encoder_file(demos, tiny_encod
     file = tuned / "encoder.safetensors"
     content = file.read_bytes()
     file.unlink()
-    with pytest.raises(UserError, match=r"checkpoint .*/checkpoint: encoder.safetensors is missing"):
-        load_policy(tuned)
+    refuses(r"checkpoint .*/checkpoint: encoder.safetensors is missing", load_policy, tuned)
     trained(task, tmp_path / "tuned")
     assert file.read_bytes() == content
     file.write_bytes(content[:-1])
-    with pytest.raises(UserError, match=r"encoder.safetensors: expected sha256 .* the file is truncated"):
-        load_policy(tuned)
+    refuses(r"encoder.safetensors: expected sha256 .* the file is truncated", load_policy, tuned)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from s2robot.core.errors import UserError
 from s2robot.demos.formats import write_lerobot
 from s2robot.demos.formats.convert import as_store, convert
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
 from tests.demos.formats.made import converted, edited, psnr, refused, written
+from tests.errors import refuses
 
 EPISODE = "data/chunk-000/episode_000001.parquet"
 VIDEO = "videos/chunk-000/observation.images.top/episode_000001.mp4"
@@ -168,8 +168,7 @@ def test_full_disk_error_names_the_output(tmp_path, copy, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("s2robot.demos.arrays.define_arrays", full)
-    with pytest.raises(UserError, match="^[^:]*out.zarr: the disk is full"):
-        convert(copy, tmp_path / "out.zarr")
+    refuses("^[^:]*out.zarr: the disk is full", convert, copy, tmp_path / "out.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
@@ -262,8 +261,7 @@ def test_unsupported_dataset_is_one_error_line_and_leaves_nothing(tmp_path, monk
     def assert_rejected(name, words, pictures="h264", **about):
         store = made.store(tmp_path / name, **about)
         before = sorted(tmp_path.iterdir())
-        with pytest.raises(UserError, match=rf"{words}[^\n]*\Z"):
-            written(store, tmp_path / "out", pictures=pictures)
+        refuses(rf"{words}[^\n]*\Z", written, store, tmp_path / "out", pictures=pictures)
         assert sorted(tmp_path.iterdir()) == before
 
     assert_rejected("a.zarr", "rate_hz: expected a whole number.*12.5", rate_hz=12.5)

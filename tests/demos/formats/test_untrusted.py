@@ -28,6 +28,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.overrides import one_line
 from tests.demos.formats import made
 from tests.demos.formats.made import converted, edited, refused, zipped
+from tests.errors import refuses
 
 HUGE = 1 << 34
 
@@ -168,8 +169,7 @@ def test_store_with_false_sizes_is_rejected(tmp_path):
         edited(folder / "zarr.json", **about)
         if not about:  # half a megabyte that claims to hold 16 GiB of zeros
             (folder / "c.0.0").write_bytes(zstd_of_zeros(HUGE))
-        with pytest.raises(UserError, match="proprio"):
-            EpisodeStore.open(tmp_path / "in.zarr")
+        refuses("proprio", EpisodeStore.open, tmp_path / "in.zarr")
     edited(folder.parents[1] / "meta/episode_ends/zarr.json", shape=[HUGE + 1], **in_chunks(2))
     with pytest.raises(UserError, match="episode_ends"):  # the files of all chunks are not listed
         EpisodeStore.open(tmp_path / "in.zarr")
@@ -318,8 +318,7 @@ def test_paths_outside_the_dataset_and_endless_json_are_rejected(tmp_path):
         info.write_text(text)
         refused(path, "info.json")
         (store.path / "zarr.json").write_text(text)
-        with pytest.raises(UserError, match=r"zarr\.json"):
-            EpisodeStore.open(store.path)
+        refuses(r"zarr\.json", EpisodeStore.open, store.path)
 
 
 def test_memory_errors_are_one_line():

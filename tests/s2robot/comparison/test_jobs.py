@@ -13,6 +13,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import locked
 from tests import forks
+from tests.errors import refuses
 from tests.kills import ROOT
 
 
@@ -50,8 +51,7 @@ def test_killed_job_reports_its_signal(tmp_path, monkeypatch):
     job = Job("base: report", "inspect", ["run=none"], tmp_path / "j")
     killed = subprocess.Popen(["sh", "-c", "kill -9 $$"], stdin=subprocess.PIPE)
     monkeypatch.setattr("s2robot.comparison.jobs._start", lambda job, threads: killed)
-    with pytest.raises(UserError, match="^base: report: ended by SIGKILL; see "):
-        run_jobs([job], 1, 1)
+    refuses("^base: report: ended by SIGKILL; see ", run_jobs, [job], 1, 1)
 
 
 def test_finished_job_is_skipped_and_a_different_one_is_rejected(tmp_path):
@@ -65,5 +65,4 @@ def test_finished_job_is_skipped_and_a_different_one_is_rejected(tmp_path):
     lines.write_text("1\n2\n3\n")
     run_jobs([job], 1, 1)  # would fail if it ran
     other = Job("j", "inspect", ["run=more"], tmp_path / "j")
-    with pytest.raises(UserError, match="j.json: command: expected .*none .*, got .*more; .*hydra.run.dir"):
-        run_jobs([other], 1, 1)
+    refuses("j.json: command: expected .*none .*, got .*more; .*hydra.run.dir", run_jobs, [other], 1, 1)

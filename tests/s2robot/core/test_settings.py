@@ -12,6 +12,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.core.settings import Settings, read
 from s2robot.training.settings import TrainSettings, TuneSettings
+from tests.errors import refuses
 
 
 class Point(Settings, at="point"):
@@ -30,8 +31,7 @@ def test_defaults_come_from_the_yaml_file_and_config_equals_python():
     node = OmegaConf.create({"train": values, "other": "x"})
     made = TrainSettings(steps=3, from_="a", tune={"blocks": 2}, strategy="x")
     assert read(TrainSettings, node.train) == made and made.tune.rate == TuneSettings().rate
-    with pytest.raises(UserError, match=r"^arms\.a\.blocks: expected >= 0, got -1$"):
-        read(TuneSettings, {"blocks": -1}, "arms.a")
+    refuses(r"^arms\.a\.blocks: expected >= 0, got -1$", read, TuneSettings, {"blocks": -1}, "arms.a")
 
 
 def test_values_are_frozen_and_copies_are_validated():
@@ -39,8 +39,7 @@ def test_values_are_frozen_and_copies_are_validated():
     with pytest.raises(ValueError):
         made.steps = 6
     assert made.replace(lr=0.5).steps == 5
-    with pytest.raises(UserError, match=r"^train\.warmup: expected <= 1, got 2$"):
-        made.replace(warmup=2)
+    refuses(r"^train\.warmup: expected <= 1, got 2$", made.replace, warmup=2)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +81,5 @@ def test_settings_can_be_pickled_and_hashed():
     ],
 )
 def test_single_values_are_validated_like_settings(kind, value, words):
-    with pytest.raises(UserError, match=f"^{words}$"):
-        read(kind, value, "key")
+    refuses(f"^{words}$", read, kind, value, "key")
     assert read(tuple[int, ...], [1, 2], "key") == (1, 2) and read(str, 7, "key") == "7"

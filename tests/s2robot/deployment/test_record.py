@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from s2robot.cli import main
-from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.formats.export import rate_of, rates_of
 from s2robot.demos.lineage import Lineage
@@ -24,6 +23,7 @@ from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from tests import forks
 from tests.envs.real.home import described
 from tests.envs.real.patience import PATIENCE, wait_for
+from tests.errors import refuses
 from tests.s2robot.pictures import attributes_of
 
 pytest.importorskip("xarm")
@@ -339,12 +339,10 @@ def test_incompatible_dataset_is_rejected_before_an_episode(demos, tmp_path):
         (cameras, 2 * SIZE, same, "images_hand"), ({"hand": None}, SIZE, same, "cameras"),
         (cameras, SIZE, {"source": "teach, arm"}, "source"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=f"{key}: expected"):
-            open_store(path, arm, 10, names, size, attributes)
+        refuses(f"{key}: expected", open_store, path, arm, 10, names, size, attributes)
     source = EpisodeStore.open(path)
     with open_corrections(out, source, 1) as store:
         assert len(store) == 1 and not store["perturbed"].any()
         assert store.attrs["source"] == "teleop, emulator"
     open_corrections(out, source, 1).close()
-    with pytest.raises(UserError, match="expected a dataset that begins with the 2 episodes"):
-        open_corrections(out, source)
+    refuses("expected a dataset that begins with the 2 episodes", open_corrections, out, source)

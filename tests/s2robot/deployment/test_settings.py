@@ -20,6 +20,7 @@ from s2robot.envs.real.control.loop import STOOD_S, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig
 from s2robot.envs.real.control.supervisor import Supervisor
 from tests.configs import composed
+from tests.errors import refuses
 from tests.s2robot.pictures import scene
 
 
@@ -154,8 +155,7 @@ def test_instruction_is_the_task_of_every_episode(save_untrained, tmp_path, obse
 
 def test_disagreement_limit_requires_a_local_ensemble(slow_policy, pair):
     limit = "bridge.watchdog.disagreement=0.05"
-    with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null for a policy of one"):
-        made(slow_policy, limit)
+    refuses("^bridge.watchdog.disagreement: expected null for a policy of one", made, slow_policy, limit)
     source, bench = acting(pair, limit)
     served = source.replace(checkpoint=None, url="ws://nowhere:1")
     with pytest.raises(UserError, match="^bridge.watchdog.disagreement: expected null .*with policy.url"):
@@ -229,5 +229,4 @@ def test_policy_with_other_actions_is_rejected_before_connecting(save_untrained,
     parts = [{"name": "joints", "size": 7, "kind": "absolute"}, gripper]
     checkpoint = save_untrained(tmp_path / "c", {"action_parts": parts}, action_parts=parts)
     words = r"^policy: actions: expected the arm's joints \(7 delta\), gripper \(1 binary\), got joints \(7 absolute\)"
-    with pytest.raises(UserError, match=words):
-        made(checkpoint)
+    refuses(words, made, checkpoint)

@@ -23,6 +23,7 @@ from s2robot.s2.engine import encode as engine_encode
 from s2robot.s2.engine import pyramid
 from s2robot.s2.tiling import plan_levels
 from tests.configs import composed
+from tests.errors import refuses
 from tests.s2robot.pictures import noise
 
 SPEC = ViTSpec(img_size=16, patch_size=4, dim=24, depth=2, heads=3)
@@ -103,8 +104,7 @@ def test_out_of_memory_halves_the_batch_for_later_calls_too(monkeypatch, images,
     encoder.encode(images)
     assert seen[: len(sizes)] == sizes and max(seen[len(sizes) :]) == limit  # no retry
     limit = 0
-    with pytest.raises(UserError, match=r"one frame of \(32, 32, 3\)"):
-        encoder.encode(images)
+    refuses(r"one frame of \(32, 32, 3\)", encoder.encode, images)
 
 
 @pytest.mark.gpu
@@ -311,8 +311,7 @@ def test_tiles_with_a_partial_patch_cannot_be_split():
     sizes = {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "num_classes": 0}
     model = timm.create_model("vit_so400m_patch14_siglip_384", **sizes)
     assert S2Encoder(model, (384,)).grid == S2Encoder(model, (378, 756), tile=378).grid == 27
-    with pytest.raises(UserError, match=r"tile: .* patches of 14 px, got 384 x 384 px.* 378"):
-        S2Encoder(model, (384, 768))
+    refuses(r"tile: .* patches of 14 px, got 384 x 384 px.* 378", S2Encoder, model, (384, 768))
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(48, 64, (4, 5)), (64, 48, (5, 4)), (16, 17, (4, 4))])
@@ -377,8 +376,7 @@ def test_single_larger_scale_on_the_base_grid(tiny_encoder):
     torch.testing.assert_close(averaged.encode(frames), both.encode(frames)[..., 64:])
     assert len({both.fingerprint, large.fingerprint, averaged.fingerprint}) == 3
     assert build(tiny_encoder, (2,), grid=2).fingerprint == large.fingerprint
-    with pytest.raises(UserError, match="s2.grid"):
-        build(tiny_encoder, (1,), grid=2)
+    refuses("s2.grid", build, tiny_encoder, (1,), grid=2)
 
 
 @pytest.mark.parametrize(("key", "value"), [("pool", "avg"), ("dtype", "float16"), ("resolution", "upsample")])  # fmt: skip

@@ -13,6 +13,7 @@ from s2robot.encoders.build import build_encoder
 from s2robot.encoders.encoder import encode_cameras
 from s2robot.encoders.tuning import Tail, build_early_blocks
 from s2robot.training.tuned import TunedFeatures
+from tests.errors import refuses
 
 SIZES = [(64, 64), (72, 96)]  # one camera is not square and has more tiles
 FRAMES = [np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8) for size in SIZES]
@@ -96,13 +97,11 @@ def test_early_blocks_have_a_separate_fingerprint(tiny_encoder):
 
 def test_untunable_encoders_are_rejected(tiny_encoder, tmp_path):
     cfg = settings(tiny_encoder)
-    with pytest.raises(UserError, match="^train.tune.blocks: expected 0 to 1 .* got 2"):
-        build_early_blocks(cfg, 2)
+    refuses("^train.tune.blocks: expected 0 to 1 .* got 2", build_early_blocks, cfg, 2)
     save_file(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "r.safetensors")
     other = {"name": "timm:resnet18", "checkpoint": str(tmp_path / "r.safetensors")}
     words = "^train.tune.blocks: expected 0 to 0 for encoder timm:resnet18, got 1 .* a ResNet"
     for build in (build_early_blocks, lambda cfg, blocks: Tail(cfg, SIZES, blocks)):
-        with pytest.raises(UserError, match=words):
-            build(other, 1)
+        refuses(words, build, other, 1)
     with pytest.raises(UserError, match=r"encoder mvp-tiny, fine-tuned: .* unexpected blocks.7.norm1.weight"):
         build_encoder(cfg, {"blocks.7.norm1.weight": torch.zeros(64)})

@@ -5,9 +5,9 @@ import json
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import Journal, read_records, read_summary, summarise, wilson
+from tests.errors import refuses
 from tests.s2robot.evaluation.made import record, save_records
 
 
@@ -50,8 +50,7 @@ def test_error_names_the_broken_record(tmp_path, text, message):
     save_records(tmp_path, [record(0)])
     path = tmp_path / "episodes.jsonl"
     path.write_text(path.read_text() + text)
-    with pytest.raises(UserError, match=f"episodes.jsonl {message}"):
-        read_records(path)
+    refuses(f"episodes.jsonl {message}", read_records, path)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +64,7 @@ def test_error_names_the_broken_record(tmp_path, text, message):
 def test_error_names_the_broken_summary(tmp_path, content, message):
     path = tmp_path / "summary.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"summary.json: {message}"):
-        read_summary(path)
+    refuses(f"summary.json: {message}", read_summary, path)
 
 
 def test_episodes_without_their_settings_are_not_overwritten(tmp_path):
@@ -74,6 +72,5 @@ def test_episodes_without_their_settings_are_not_overwritten(tmp_path):
     save_records(tmp_path, [record(0)])
     path = tmp_path / "episodes.jsonl"
     before = path.read_text()
-    with pytest.raises(UserError, match="episodes.jsonl: expected episodes.settings.json in the same folder"):
-        Journal(path, {"seed": 0})
+    refuses("episodes.jsonl: expected episodes.settings.json in the same folder", Journal, path, {"seed": 0})
     assert path.read_text() == before and Journal(path, {"seed": 0}, resume=False).records == {}

@@ -24,6 +24,7 @@ from s2robot.evaluation.rollouts import LearnedPlanner, NearestDemo, World, run_
 from s2robot.evaluation.video import film, film_episodes
 from s2robot.policies import BatchActor, ChunkPolicy
 from tests.configs import composed
+from tests.errors import refuses
 from tests.policies.small import untrained
 
 CAMERAS, SEED = ("hand", "left"), 9000
@@ -150,8 +151,7 @@ def test_evaluation_resumes_from_its_journal(encoder, tmp_path, inline):
     more = run(5)  # one more position
     assert ran[0] in (3, 5) and more.records[:4] == first.records and more.records[4]["seed"] == SEED + 4
     other = {**settings, "env": {"cube_size": 0.02}}
-    with pytest.raises(UserError, match="env.cube_size: expected 0.04 .*, got 0.02; .*resume=false"):
-        run(settings=other)
+    refuses("env.cube_size: expected 0.04 .*, got 0.02; .*resume=false", run, settings=other)
     assert run(1, settings=other, resume=False).records == first.records[:1] and ran == [1]
 
 
@@ -248,8 +248,7 @@ def test_default_world_comes_from_the_contract_and_others_are_rejected(checkpoin
     assert world.side_cameras == {"left": ((0.5, 0, 0.5), (0, 0, 0), 40.0)}
     contract["action_parts"] = [{"name": "position", "size": 3, "kind": "delta"}]
     words = r"the policy's action is position \(3 delta\), got joints \(7 delta\), gripper \(1 binary\)"
-    with pytest.raises(UserError, match=words):
-        world_for(None, contract, 128)
+    refuses(words, world_for, None, contract, 128)
     trained = contract | {"env_config": json.loads(json.dumps(RobosuiteSettings(env="Stack").model_dump()))}
     with pytest.raises(UserError, match="task: expected robosuite:Stack .*, got robosuite:Lift"):
         world_for(RobosuiteSettings(env="Lift"), trained, 128)
@@ -302,8 +301,7 @@ def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, i
     assert again["timing"]["simulate_s"] == 0 and again["successes"] == summary["successes"]
     record["spec"]["execute"] = 1  # the same weights with another execution horizon
     (folder / "policy.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="policy.spec.execute: expected 2 as when the run began, got 1"):
-        evaluate_policy(cfg, folder, out)
+    refuses("policy.spec.execute: expected 2 as when the run began, got 1", evaluate_policy, cfg, folder, out)
     cfg.evaluate.seed = 10001
     with pytest.raises(UserError, match="evaluate.seed: expected 10000 as when the run began, got 10001"):
         evaluate_policy(cfg, checkpoint, out)

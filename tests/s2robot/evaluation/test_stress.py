@@ -9,6 +9,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.evaluation.stress import STRENGTHS, Cell, StressSettings, figures, settings_in
+from tests.errors import refuses
 
 
 class Planted:
@@ -39,10 +40,8 @@ def test_score_is_the_mean_over_cells_with_an_interval_over_positions():
 def test_wrong_axis_is_one_error_line():
     with pytest.raises(UserError, match="axes: expected one of .* got 'blurr', did you mean 'blur'"):
         StressSettings(axes={"blurr": (1, 2, 3, 4, 5)})
-    with pytest.raises(UserError, match="blur: expected 5 strengths"):
-        StressSettings(axes={"blur": (1, 2)})
-    with pytest.raises(UserError, match=r"axes.blur\[4\]: expected >= 0, got -1"):
-        StressSettings(axes={"blur": (1, 2, 3, 4, -1)})
+    refuses("blur: expected 5 strengths", StressSettings, axes={"blur": (1, 2)})
+    refuses(r"axes.blur\[4\]: expected >= 0, got -1", StressSettings, axes={"blur": (1, 2, 3, 4, -1)})
     for value, found in ((1.5, "an integer"), (100, "<= 8")):
         with pytest.raises(UserError, match=f"env.clutter: expected {found}, got {value}"):
             settings_in(Cell("distractors", 1, value), CubePickConfig())

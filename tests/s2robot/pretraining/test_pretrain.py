@@ -15,6 +15,7 @@ from s2robot.pretraining.mae import MAE, patchify, unpatchify
 from s2robot.pretraining.pretrain import PretrainSettings, crop_box, normalise, pretrain
 from s2robot.s2.engine import encode, resize
 from s2robot.s2.tiling import square
+from tests.errors import refuses
 from tests.kills import kill_at_every_write
 from tests.s2robot.pretraining.small import make_settings
 
@@ -77,8 +78,7 @@ def test_the_state_of_another_run_is_rejected(settings, tmp_path):
         with pytest.raises(UserError, match=rf": {words}.* in the state of another run"):
             pretrain(settings.replace(**{key: value}))
     torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
-    with pytest.raises(UserError, match=": processes.* in the state of another run"):
-        pretrain(settings)
+    refuses(": processes.* in the state of another run", pretrain, settings)
 
 
 def test_invalid_values_name_their_key():
@@ -90,8 +90,7 @@ def test_invalid_values_name_their_key():
         ("mask_ratio", {"mask_ratio": 0.59, "scales": (1, 2)}),
         ("mask_ratio", {"mask_ratio": 0.99}),
     ):
-        with pytest.raises(UserError, match=f"^pretrain.{key}: "):
-            PretrainSettings(data="none", out="none", **changes)
+        refuses(f"^pretrain.{key}: ", PretrainSettings, data="none", out="none", **changes)
 
 
 def pretrain_four_steps(folder: Path) -> None:

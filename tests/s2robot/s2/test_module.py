@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import s2robot
 from s2robot import S2
 from s2robot.backbones.backbone import find_backbone
-from s2robot.core.errors import UserError
 from s2robot.s2 import forward
 from s2robot.s2.engine import resize
+from tests.errors import refuses
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -147,8 +147,7 @@ def test_backbone_argument_and_exported_names():
     s2 = s2robot.S2(backbone, frozen=False, block=None)
     assert s2.backbone is backbone and (s2.dim, s2.grid, s2.num_tokens) == (12, (4, 4), 16)
     assert backbone.mean == (0.5, 0.5, 0.5)
-    with pytest.raises(UserError, match="^mean: expected no value with a Backbone"):
-        S2(backbone, mean=(0.5, 0.5, 0.5))
+    refuses("^mean: expected no value with a Backbone", S2, backbone, mean=(0.5, 0.5, 0.5))
     assert {"S2", "load_policy"} <= set(dir(s2robot))
     with pytest.raises(AttributeError, match="no attribute 'S3'"):
         _ = s2robot.S3
@@ -210,8 +209,7 @@ def test_errors_name_the_argument_and_the_values():
         (lambda: S2(vit, tile=60), "tile: .* patches of 16 px, got 60 x 60 px.* 48 x 48"),
         (lambda: make()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)), r"torch.uint8 \(2, 3, 32, 32\)"),
     ):
-        with pytest.raises(UserError, match=words):
-            call()
+        refuses(words, call)
 
 
 def test_importing_s2_imports_no_model_library():

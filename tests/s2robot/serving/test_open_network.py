@@ -15,10 +15,10 @@ import time
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.serving.remote import PolicyLate, PolicyLost, RemoteError, RemotePolicy
 from s2robot.serving.server import ALL, Gate, tls_of
 from tests.envs.real.patience import wait_for
+from tests.errors import refuses
 from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving, url_of
 
 # Opens connections from several addresses, sends half a request or nothing, and replaces closed ones. Prints a line once
@@ -197,8 +197,6 @@ def test_invalid_certificate_files_are_one_error_line(certificate, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     invalid = ("none.pem", None), (str(text), None), (str(certificate), None), (str(certificate), str(locked))
     for files in invalid:
-        with pytest.raises(UserError, match=r"^serve\.certificate: "):
-            tls_of(*files)
+        refuses(r"^serve\.certificate: ", tls_of, *files)
     for ca_file in (tmp_path / "none.pem", text):
-        with pytest.raises(UserError, match=r"^ca_file: "):
-            RemotePolicy("wss://127.0.0.1:1", TOKEN, ca_file=ca_file)
+        refuses(r"^ca_file: ", RemotePolicy, "wss://127.0.0.1:1", TOKEN, ca_file=ca_file)

@@ -33,6 +33,7 @@ from s2robot.serving.token import is_loopback, token_for
 from s2robot.serving.wire import PROTOCOL, pack, unpack
 from tests import forks
 from tests.envs.real.patience import wait_for
+from tests.errors import refuses
 
 CAMERAS, TOKEN = ("hand", "left"), "a-token-for-these-tests"
 PATIENT, SOON = 30.0, 5.0  # s; deadlines that only a fault exceeds, even on a busy machine
@@ -267,13 +268,9 @@ def test_wrong_token_is_rejected(checkpoint):
             with pytest.raises(PolicyRefused, match="HTTP 401") as caught:
                 RemotePolicy(url, token, connect_s=PATIENT)
             assert TOKEN not in str(caught.value) and token not in str(caught.value).replace("Api-Key", "", 1)
-        for token, words in (
-            (None, "S2ROBOT_TOKEN"),
-            ("", "S2ROBOT_TOKEN"),
-            (f"{TOKEN}\n", "got other characters$"),
-        ):
-            with pytest.raises(UserError, match=f"^token: .*{words}"):
-                RemotePolicy(url, token)
+        for token in (None, ""):
+            refuses("^token: .*S2ROBOT_TOKEN", RemotePolicy, url, token)
+        refuses("^token: .*got other characters$", RemotePolicy, url, f"{TOKEN}\n")
         with pytest.raises(InvalidStatus, match="403"):  # a web page, even with a valid token
             with plain(url, origin="http://evil.example"):
                 pass
@@ -378,8 +375,7 @@ def test_client_validates_its_own_observations(checkpoint):
         hand = {"hand": observation["images"]["hand"]}
         with pytest.raises(UserError, match="^observation: .*object"):
             policy.act(observation | {"images": dict.fromkeys(CAMERAS, np.array([object()]))})
-        with pytest.raises(UserError, match="^deadline_s: .*got 0"):
-            policy.act(observation, deadline_s=0)
+        refuses("^deadline_s: .*got 0", policy.act, observation, deadline_s=0)
         with pytest.raises(PolicyRefused, match="proprio: expected finite numbers"):
             policy.act(observation | {"proprio": np.full(8, np.nan)})
         assert policy.act(observation).shape == (8,) and server.session.calls == 1
@@ -528,8 +524,7 @@ def test_missing_silent_and_foreign_servers_give_typed_errors():
         with pytest.raises(TimeoutError):
             elsewhere.accept()
     for url in ("http://x:1", "ws://user:pass@x:1", "nonsense"):
-        with pytest.raises(UserError, match="^policy url: expected ws://<host>:<port>"):
-            RemotePolicy(url, TOKEN)
+        refuses("^policy url: expected ws://<host>:<port>", RemotePolicy, url, TOKEN)
 
 
 def test_a_tunnel_whose_far_end_does_not_listen_is_a_lost_policy():
@@ -578,8 +573,7 @@ def test_token_file_is_created_once_and_private_to_its_owner(tmp_path, monkeypat
     shared_secret.make_token(Path(path))
     assert token_for("localhost", None)[0] == token == shared_secret.read_token()
     os.chmod(path, 0o644)
-    with pytest.raises(UserError, match="0644"):
-        shared_secret.read_token()
+    refuses("0644", shared_secret.read_token)
     for wrong in ("short", "a token with spaces in it"):
         monkeypatch.setenv("S2ROBOT_TOKEN", wrong)
         with pytest.raises(UserError, match="^.S2ROBOT_TOKEN: ") as caught:
@@ -599,8 +593,7 @@ def test_no_token_is_created_for_a_reachable_address(tmp_path, monkeypatch):
     assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
     shared_secret.make_token(tmp_path / "token")
     assert len(token_for("0.0.0.0", str(tmp_path / "token"))[0]) >= 32
-    with pytest.raises(UserError, match="^serve.host: "):
-        is_loopback("no such host.invalid")
+    refuses("^serve.host: ", is_loopback, "no such host.invalid")
 
 
 # as a shell starts a job with `&`

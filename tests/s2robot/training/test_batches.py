@@ -16,6 +16,7 @@ from s2robot.encoders.cache import Joined
 from s2robot.policies import ChunkPolicy, channel_moments, load_checkpoint
 from s2robot.training.batches import Batches, _mixed_epoch, mixed, shuffled
 from s2robot.training.train import train
+from tests.errors import refuses
 from tests.s2robot.training.small import CONTRACT, make_settings, make_spec
 
 CPU = torch.device("cpu")
@@ -195,9 +196,6 @@ def test_mix_config(data, second, tmp_path):
     assert (trained.tolist(), held_out.tolist()) == ([1, 2, 3, 4, 8, 9], [10])
     assert not demos.plain and DemosSettings(name="x", episodes=3).plain
     for wrong in ({"mix": ({"path": "a"},)}, {"split": "a"}):
-        with pytest.raises(UserError, match="demos.episodes: "):
-            DemosSettings(**wrong, episodes=3)
-    with pytest.raises(UserError, match="demos.episodes"):
-        demos.first()
-    with pytest.raises(UserError, match="one dataset"):
-        demos.folder()
+        refuses("demos.episodes: ", DemosSettings, **wrong, episodes=3)
+    refuses("demos.episodes", demos.first)
+    refuses("one dataset", demos.folder)

@@ -10,6 +10,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.policies import Actor, BatchActor, ChunkPolicy, load_checkpoint
 from s2robot.serving.session import Session
 from s2robot.serving.wire import pack, unpack
+from tests.errors import refuses
 from tests.s2robot.training.small import CAMERAS, DIM, TOKENS, about, fit, make_spec
 
 TASKS = ("push it left", "push it right")
@@ -57,8 +58,7 @@ def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, 
         ({}, "task: expected one of push it left, push it right, got None"),
         ({"task": "push it rihgt"}, "task: .* got 'push it rihgt', did you mean 'push it right'"),
     ):
-        with pytest.raises(UserError, match=words):
-            actor.act(obs | changes)
+        refuses(words, actor.act, obs | changes)
     actor.reset(0)
     memory = actor.remember()
     left = actor.act(obs | {"task": TASKS[0]})
@@ -98,8 +98,7 @@ def test_similar_task_vectors_produce_the_demonstrated_action(task_data, tmp_pat
         ({"lift it": [1.0, 2]}, r"expected vectors \(4,\) as in training, got \(2,\)"),
     ):
         np.savez(tmp_path / "other.npz", **vectors)
-        with pytest.raises(UserError, match=message):
-            policy.add_tasks(tmp_path / "other.npz")
+        refuses(message, policy.add_tasks, tmp_path / "other.npz")
     again = {"steps": 1, "validation": 0.0, "from": str(trained)}
     fit(task_data, tmp_path / "same", spec, **again, vectors=VECTORS)
     with pytest.raises(UserError, match="policy.task_vectors: expected those of train.from"):

@@ -22,6 +22,7 @@ from s2robot.training import run as module
 from s2robot.training.batches import Batches
 from s2robot.training.run import Loggers
 from s2robot.training.settings import RolloutSettings
+from tests.errors import refuses
 from tests.kills import kill_at_every_write
 from tests.s2robot.training.small import CONTRACT, TIMES, Killed, fit, make_data, make_settings, make_spec
 
@@ -129,23 +130,20 @@ def test_the_state_of_another_run_is_rejected(data, tmp_path):
         ({}, {"chunk": 5}, {}, "policy.chunk: expected 4"),
     ):
         other = make_spec(**spec), CONTRACT | contract
-        with pytest.raises(UserError, match=rf"training_state.pt: {key}.* another run"):
-            fit(data, tmp_path, *other, **change)
+        refuses(rf"training_state.pt: {key}.* another run", fit, data, tmp_path, *other, **change)
     assert path.read_bytes() == state
     fit(data, tmp_path, *other, resume=False, validation=0.0)
     assert not (tmp_path / "checkpoint_best").exists()  # from the previous run
     for content in (b"", b"no state", {"policy": {}}):
         torch.save(content, path) if isinstance(content, dict) else path.write_bytes(content)
-        with pytest.raises(UserError, match=r"training_state.pt: not a readable training state"):
-            fit(data, tmp_path)
+        refuses(r"training_state.pt: not a readable training state", fit, data, tmp_path)
 
 
 def test_unsupported_hardware_settings_are_one_error_line(data, tmp_path):
     wrong = {"precision": "64-true", "strategy": "ddp_spawn", "accelerator": "tpu", "threads": 10**12}
     for key, value in wrong.items():
         where = "train.precision" if key == "precision" else "train"
-        with pytest.raises(UserError, match=rf"\A{where}: [^\n]*\Z"):
-            fit(data, tmp_path, **{key: value})
+        refuses(rf"\A{where}: [^\n]*\Z", fit, data, tmp_path, **{key: value})
 
 
 def test_non_finite_loss_keeps_the_last_state(data, tmp_path, monkeypatch):
@@ -159,8 +157,7 @@ def test_non_finite_loss_keeps_the_last_state(data, tmp_path, monkeypatch):
         return loss, {name: value * float("nan") for name, value in scalars.items()}
 
     monkeypatch.setattr(ChunkPolicy, "forward", with_nan)
-    with pytest.raises(UserError, match="the loss is nan at step 10"):
-        fit(data, tmp_path)
+    refuses("the loss is nan at step 10", fit, data, tmp_path)
     assert (tmp_path / "training_state.pt").read_bytes() == state
     assert before == weights(tmp_path / "checkpoint")
 
@@ -307,8 +304,6 @@ def test_failing_or_missing_logging_service_is_one_error_line(tmp_path, monkeypa
         raise RuntimeError("no API key\nconfigured")
 
     monkeypatch.setattr(module, "_wandb", fail)
-    with pytest.raises(UserError, match=r"\Atrain.loggers: wandb: [^\n]*\Z"):
-        Loggers(("wandb",), tmp_path)
+    refuses(r"\Atrain.loggers: wandb: [^\n]*\Z", Loggers, ("wandb",), tmp_path)
     monkeypatch.setattr("s2robot.core.errors.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="^wandb"):
-        make_settings(loggers=("wandb",))
+    refuses("^wandb", make_settings, loggers=("wandb",))
