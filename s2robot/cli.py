@@ -51,6 +51,7 @@ _HYDRA_FLAGS = (
     "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--shell-completion",
     "--config-path", "--config-name", "--config-dir", "--experimental-rerun", "--info",
 )  # fmt: skip
+_SWEEP = {"-m", "--multirun"}
 _LIVE = {"--live": "live=true", "--episodes": "episodes={}", "--record": "record={}"}
 
 VERBS = {
@@ -115,7 +116,7 @@ def yield_while_waiting() -> None:
 def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
     """Return a hint with the command that resumes an interrupted verb, or "" if it cannot be resumed."""
     folder: Path | None = getattr(stop, "folder", None)
-    if not VERBS[verb].resumes or folder is None or not folder.exists() or "--multirun" in overrides:
+    if not VERBS[verb].resumes or folder is None or not folder.exists() or _SWEEP & {*overrides}:
         return ""
     others = [o for o in overrides if key_of(o) != "hydra.run.dir"]
     path = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
@@ -228,11 +229,15 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
             stop.folder = folder  # type: ignore[attr-defined]
             raise
         except Exception as error:
-            if sweep:  # Hydra reports which job failed
+            if sweep:  # Hydra reports the first alone
+                message = typed.one_line(verb, overrides, error) or repr(error)
+                _fail(f"s2robot {verb}: job {HydraConfig.get().job.num}", message)
                 raise
             failure.append(error)
             return None
 
+    if _SWEEP & {*overrides} and "hydra.run.dir" in map(key_of, overrides):
+        raise UserError("hydra.run.dir: expected hydra.sweep.dir in a sweep, got hydra.run.dir")
     # Hydra requires flags before overrides; users may type them in any order.
     later = [a for a in overrides if a[:1] != "-" and (a[:1] == "~" or "=" in a)]
     sys.argv = [f"s2robot {verb}", *(a for a in overrides if a not in later), *later]

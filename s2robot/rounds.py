@@ -19,7 +19,6 @@ from s2robot.core.progress import bar
 from s2robot.core.run_folder import is_first
 from s2robot.core.settings import plain, read, read_some
 from s2robot.core.timing import Stages
-from s2robot.demos.record import picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.envs.gl import require_simulator
@@ -91,7 +90,7 @@ def dagger(cfg: DictConfig) -> None:
 
 def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, list[dict[str, Any]]]:
     """Run all checks that need no training (UserError). Return the task and the rounds that are done."""
-    from s2robot.dagger.record import DaggerSettings  # imports the simulator
+    from s2robot.dagger.record import DaggerSettings, check_demos, check_takeover  # imports the simulator
     from s2robot.evaluation.evaluate import EvaluateSettings
 
     evaluation = read(EvaluateSettings, cfg.evaluate, "evaluate")
@@ -105,7 +104,9 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
     device_of(settings.device, "recording.device")  # fail before the first training
     task.demos.first()
     demos = EpisodeStore.open(task.demos.folder())
-    picker_of(demos)
+    check_demos(demos, task.world)
+    if not settings.checkpoint and task.policy:
+        check_takeover(settings, task.policy.members)
     task.lineage(demos).refuse(evaluation.positions, demos.path, "evaluate.seed")
     claim(out / "rounds.settings.json", _deciding(cfg), "choose another run folder")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
@@ -116,8 +117,9 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
 
 
 def _deciding(cfg: DictConfig) -> dict[str, Any]:
-    nodes = ("policy", "train", "recording", "demos", "encoder", "s2", "task", "env", "robot")
+    nodes = ("policy", "train", "recording", "demos", "encoder", "s2", "features", "task", "env", "robot")
     free = {"train": _FREE_IN_TRAINING, "recording": ("rounds", "workers", "device")}
+    free["features"] = ("cache", "workers", "device", "threads")
     return {
         node: {key: value for key, value in plain(cfg[node]).items() if key not in free.get(node, ())}
         for node in nodes

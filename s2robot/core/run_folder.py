@@ -37,8 +37,8 @@ def run_folder(
     folder: Path, about: Mapping[str, str], keep: bool = False, began: float = math.inf
 ) -> Iterator[None]:
     """Lock `folder` (UserError if another process uses it) and write `about` (file -> text) into it. If the run fails and wrote
-    nothing else, remove these files unless ``keep``, and the folder if it was created after ``began`` (s since 1970). Other
-    ranks of a distributed run use the folder of rank 0."""
+    nothing else, remove these files unless ``keep``, and the folder if it was created after ``began`` (s since 1970). After
+    a UserError, files of an earlier run are as before. Other ranks of a distributed run use the folder of rank 0."""
     if not is_first():
         yield
         return
@@ -47,11 +47,14 @@ def run_folder(
         created = folder.stat().st_ctime >= began  # checked first, because the lock changes that time
     with locked(folder):
         fresh = {path.name for path in folder.iterdir()} <= {LOCK}
+        before = {name: path.read_text("utf-8") for name in about if (path := folder / name).is_file()}
         try:
             for name, text in about.items():
                 write_text(folder / name, text)
             yield
-        except BaseException:
+        except BaseException as error:
+            for name, text in before.items() if isinstance(error, UserError) else ():
+                write_text(folder / name, text)
             written = {LOCK, *(Path(name).parts[0] for name in about)}
             if fresh and not keep and {path.name for path in folder.iterdir()} <= written:
                 _remove(folder, written, created)

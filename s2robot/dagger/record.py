@@ -112,14 +112,23 @@ def record_corrections(
 def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
     """Check that policy, demos and world fit together; return the episodes' common settings."""
     checkpoint = read(str, settings.checkpoint, "checkpoint")
-    check_same(demos.path, {"env_version": world.version}, {"env_version": demos.attrs["env_version"]})
+    check_demos(demos, world)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), settings.weights)
     keys = ("robot", "action_frame", "rate_hz", "action_parts", "proprio_parts")
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
-    if (limit := settings.takeover.disagreement) is not None and policy.spec.members == 1:
-        why = f"because the policy of {settings.checkpoint} has one member"
-        raise UserError(f"recording.takeover.disagreement: expected null, {why}, got {limit}")
-    picker = picker_of(demos)
+    check_takeover(settings, policy.spec.members)
+    seen = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
+    course = Course(settings, seen, picker_of(demos), demos.read("expert", 0, 1).shape[1])
+    _check_fits(demos, course)
+    return course
+
+
+def check_demos(demos: EpisodeStore, world: Any) -> None:
+    """Reject demos that corrections cannot continue: without an expert or its labels, of several tasks, of another world."""
+    check_same(demos.path, {"env_version": world.version}, {"env_version": demos.attrs["env_version"]})
+    picker_of(demos)
+    if texts := demos.attrs.get("tasks"):
+        raise UserError(f"{demos.path}: expected demos without task texts for dagger, got {len(texts)}")
     if not {"expert", "imitate"} <= set(demos.keys):
         hint = f"add them with s2robot convert data={demos.path} out=<copy> expert=<steps>"
         got = ", ".join(demos.keys)
@@ -127,10 +136,12 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     changes = world_changes(demos.attrs["env_config"], world)
     if other := [text for text in changes if not text.startswith("max_steps ")]:
         raise UserError(f"env: expected the demos' world, got another one ({'; '.join(other)})")
-    seen = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
-    course = Course(settings, seen, picker, demos.read("expert", 0, 1).shape[1])
-    _check_fits(demos, course)
-    return course
+
+
+def check_takeover(settings: DaggerSettings, members: int) -> None:
+    if (limit := settings.takeover.disagreement) is not None and members == 1:
+        why = "because the policy has one member"
+        raise UserError(f"recording.takeover.disagreement: expected null, {why}, got {limit}")
 
 
 def _check_fits(demos: EpisodeStore, course: Course) -> None:

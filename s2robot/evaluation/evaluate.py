@@ -190,14 +190,16 @@ def world_for(
     return config, contract, changes
 
 
-def check_tasks(e: EvaluateSettings, config: TaskSettings, tasks: Sequence[str]) -> None:
+def check_tasks(
+    e: EvaluateSettings, config: TaskSettings, tasks: Sequence[str], key: str = "evaluate.instruction"
+) -> None:
     """Raise UserError if an instruction is not one of the policy's tasks, or if neither settings nor world provide one."""
     for text in e.instructions:
-        one_of("evaluate.instruction", text, tasks or ["null"], "" if tasks else " (policy without tasks)")
+        one_of(key, text, tasks or ["null"], "" if tasks else " (policy without tasks)")
     if len(tasks) > 1 and not e.instructions:
         with closing(make(config, draw=False)) as env:
             env.reset(seed=e.seed)
-            one_of("evaluate.instruction", env.instruction, tasks)
+            one_of(key, env.instruction, tasks)
 
 
 def facts(config: TaskSettings, contract: Mapping[str, Any], changes: list[str], seed: int) -> dict[str, Any]:

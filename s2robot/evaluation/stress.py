@@ -27,7 +27,7 @@ from s2robot.demos.lineage import Lineage
 from s2robot.envs.disturb import AXES, SETTINGS, Disturbed, available
 from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import make, make_cached
-from s2robot.evaluation.evaluate import world_for
+from s2robot.evaluation.evaluate import EvaluateSettings, check_tasks, world_for
 from s2robot.evaluation.records import Journal, mean_interval, rate
 from s2robot.evaluation.rollouts import LearnedPlanner, World
 from s2robot.evaluation.video import rerun, write_video
@@ -111,6 +111,8 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
     config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
     Lineage.of(contract, name=checkpoint).refuse(settings.positions, checkpoint, "seed")
+    e = EvaluateSettings(instruction=settings.instruction, seed=settings.seed)
+    check_tasks(e, config, policy.spec.tasks, "instruction")
     axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
     cameras, tasks = contract["cameras"], (settings.instruction,) if settings.instruction else ()
     planner = LearnedPlanner(policy, encoder, cameras, dtype, settings.device, settings.threads, tasks)

@@ -67,6 +67,7 @@ def test_help_explains_a_group(s2robot):
         ("train trian.steps=3", "unknown key 'trian.steps', did you mean 'train.steps'?"),
         ("train policy=transformer policy.network.block=2", "did you mean 'policy.network.blocks'?"),
         ("train train.seed=0 --multirun trian.steps=3,4", "did you mean 'train.steps'?"),
+        ("train -m hydra.run.dir=runs/a", "hydra.run.dir: expected hydra.sweep.dir in a sweep"),
         ("train encoder=mvp-tny", "encoder: expected one of dinov2_s, efficientnet_lite0, mvp-small"),
         ("run record=3", "record: expected true or false, got 3"),
         ("evaluate checkpoint=x task=lift env=lift", "env: expected task.<key>, because task=lift"),
@@ -315,11 +316,12 @@ def test_output_that_nobody_reads_is_no_success(tmp_path):
 
 def test_sweep_with_a_failed_job_fails_and_names_it(inspect, tmp_path):
     def verb(cfg):
-        if cfg.run == "b":
-            raise Wrong("no such run")
+        if cfg.run != "a":
+            raise Wrong(f"no such run {cfg.run}")
 
     status, out, err = inspect(verb, "--multirun", "run=a,b,c")
-    assert status == 2 and "run=b" in out + err and err.endswith("s2robot inspect: error: no such run\n")
+    assert status == 2 and "run=b" in out + err and err.endswith("s2robot inspect: error: no such run b\n")
+    assert all(f"inspect: job {i}: error: no such run {run}" in err for i, run in ((1, "b"), (2, "c")))
     assert len(list((tmp_path / "runs/inspect").glob("*_sweep/*/"))) == 3  # the other jobs ran
     assert inspect(lambda cfg: 3 * (cfg.run == "a"), "--multirun", "run=a,b")[0] == 3
 

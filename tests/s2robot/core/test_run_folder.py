@@ -99,6 +99,11 @@ def test_failed_run_keeps_existing_folders_and_files(tmp_path, monkeypatch):
     (run / "mine.txt").write_text("mine")
     fail(run)
     assert (run / "mine.txt").exists()
+    with run_folder(run, FILES):
+        (run / "metrics.json").write_text("[]")
+    with pytest.raises(UserError), run_folder(run, {".hydra/config.yaml": "a: 2"}):
+        raise UserError("refused")
+    assert (run / ".hydra/config.yaml").read_text() == "a: 1"  # still that of the finished run
     monkeypatch.chdir(mine)
     for folder in (mine, Path(".")):
         fail(folder)

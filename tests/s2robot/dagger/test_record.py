@@ -167,11 +167,13 @@ def test_mismatched_settings_or_demos_are_one_error_line(demos, settings, tmp_pa
     unlabelled = modified_copy(demos, tmp_path / "e.zarr", drop=("expert", "imitate"))
     real = modified_copy(demos, tmp_path / "r.zarr", env_version="RealCubePick-v0")
     unknown = modified_copy(demos, tmp_path / "p.zarr", picker=None)
+    texts = modified_copy(demos, tmp_path / "t.zarr", tasks=["lift"])
     scored = modified_copy(demos, tmp_path / "s.zarr", more={"score": 0.5})  # corrections have no score
     lift = world.replace(success_height=0.04, max_steps=9)
     for error, changed_settings, source, task, text in (
         (UserError, settings, one_camera, world, "cameras hand, left, got hand: 'left' is missing"),
         (UserError, settings, unlabelled, world, f"s2robot convert data={unlabelled.path} .*expert="),
+        (UserError, settings, texts, world, "t.zarr: expected demos without task texts .*, got 1"),
         (DatasetError, settings, scored, world, "meta/score: expected"),
         (UserError, settings, real, world, "env_version: expected CubePick-v0, got RealCubePick-v0"),
         (UserError, settings, demos, lift, "env: expected the demos' world, .* .success_height 0.1 -> 0.04."),
