@@ -169,7 +169,9 @@ def record_demos(task: TaskSettings, recording: DictConfig, out: Path) -> Episod
     return EpisodeStore.open(out)
 
 
-def encode(task: Task, store: EpisodeStore, encoder: S2Encoder, out: Path) -> tuple[Any, list[FeatureCache]]:
+def encode(
+    task: Task, store: EpisodeStore, encoder: S2Encoder, out: Path | None = None
+) -> tuple[Any, list[FeatureCache]]:
     """Encode the training and held-out demos, or compute the inputs of the encoder's trained part; see :func:`encode_demos`."""
     if isinstance(encoder, FovealEncoder):
         encoder.check_cameras(task.cameras)

@@ -196,8 +196,6 @@ class Source(ABC):
             cameras = {key: cameras[key] for key in keys}
         for array, (known, usual) in arrays.items():
             terms = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
-            if array == "proprio":  # the label must not be an input
-                known = [key for key in known if key not in self.keys["action"]]
             keys = [key for key, _, _ in terms]
             self.keys[array] = chosen(keys, known, f"{array}, numbers (T, n)", self.path)
             self.columns[array] = [columns.removesuffix("]") for _, _, columns in terms]

@@ -61,7 +61,7 @@ def test_broken_buffer_is_one_error_line(folder):
     refused(folder, "in.zarr: data/action/1.0: ")
     chunk.write_bytes(content)
     hand = Choice(proprio=("hand",))
-    refused(folder, "proprio, numbers (T, n): expected some of agent_pos", choice=hand)
+    refused(folder, "proprio, numbers (T, n): expected some of action, agent_pos", choice=hand)
     data = data_of(folder)
     data["img"][:] = DATA["img"] / 255  # would become black
     refused(folder, "in.zarr: data/img: expected images of 0 to 255")
