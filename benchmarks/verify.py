@@ -209,13 +209,15 @@ def unsafe_commands(arm: str) -> str:
 
 
 def episodes_table(folder: str) -> str:
-    rows = []
+    """Return success and measure by name of docs/results/<folder>/<name>[_seed_<n>].jsonl, one file for each training seed."""
+    found: dict[str, list] = {}
     for file in sorted((RESULTS / folder).glob("*.jsonl")):
-        found = [json.loads(line) for line in file.read_text().splitlines()]
-        done, measure = ([each[key] for each in found] for key in ("success", "progress"))
-        count, name = f"{sum(done)} of {len(done)}", f"[{file.stem}]({file.name})"
-        rows.append([name, count, percent(np.array([done])), f"{np.mean(measure):.3f}"])
-    return table(["outcomes", "successes", "success [95 %]", "mean of the measure"], *rows)
+        own = [(e["success"], e["progress"]) for e in map(json.loads, file.read_text().splitlines())]
+        found.setdefault(file.stem.partition("_seed_")[0], []).append(own)
+    rows = []
+    for name, (done, measure) in ((name, np.moveaxis(np.array(x), 2, 0)) for name, x in found.items()):
+        rows.append([f"[{name}]({name}.jsonl)", counts(done > 0), percent(done > 0), f"{measure.mean():.3f}"])
+    return table(["outcomes", "successes by training seed", "success [95 %]", "mean of the measure"], *rows)
 
 
 def probe_table(folder: str) -> str:
@@ -231,8 +233,7 @@ def probe_table(folder: str) -> str:
             value, low, high, p = (float(row[key] or "nan") for key in ("value", "low", "high", "p"))
             gain = Difference(value, low, high, p, "")
             found[title, model, scales, minus] = gain, p if sign * value > 0 else 1.0
-    cells = dict.fromkeys(key[:2] for key in found)
-    pairs = (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
+    cells, pairs = dict.fromkeys(key[:2] for key in found), (("1+2", "2"), ("1+2", "1"), ("2+3", "2"))
     gains = [[found[(*cell, *pair)] for pair in pairs] for cell in cells]
     plain = holm([two[0].p for two, *_ in gains])
     strict = holm([max(two[1], one[1]) for two, one, _ in gains])
