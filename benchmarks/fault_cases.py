@@ -18,6 +18,7 @@ from s2robot.envs.real.emulator.emulator import launch
 
 CONNECT_S = 1.0  # s that a new connection may take to be refused
 SCENE = {"image_size": 64, "cameras": ["hand"]}  # small, so that two cores draw 30 a second beside the bridge
+DROPPED = "connection (lost|to the arm broke)|command code|joint state is (stale|gone)"  # loop or supervisor
 
 
 def benches(cases: list[Case], folder: Path) -> Iterator[tuple[Bench, list[Case]]]:
@@ -172,15 +173,14 @@ CASES = (
     Case("policy_hung", "policy gives no answer", "FAULT", "policy is (late|gone)", _late(1.6)),
     Case("policy_crashed", "policy crashed", "FAULT", "policy: RuntimeError: out of memory", _policy(_crash)),
     Case("server_gone", "policy server killed", "FAULT", "policy: PolicyLost", _kill_server, server=True),
-    Case("drop", "socket dropped", "FAULT", "connection lost|command code|joint state is (stale|gone)", _box("drop")),
+    Case("drop", "socket dropped", "FAULT", DROPPED, _box("drop")),
     Case("hang", "controller hung", "FAULT", "joint state is (stale|gone)|command code|arm reports nothing", _box("hang"),
          deaf=True),
     Case("stall", "controller stalls for 190 ms", "RUNNING", "", _box("stall", seconds=0.19), watch_s=0.6, rests=False,
          commands_go_on=True, passing="joint state is stale"),
     Case("stall_long", "controller stalls for 400 ms", "FAULT", "joint state is (stale|gone)|command code",
          _box("stall", seconds=0.4), deaf=True),
-    Case("half_open", "dropped, and half-open for new connections", "FAULT",
-         "connection lost|command code|joint state is (stale|gone)", _half_open),
+    Case("half_open", "dropped, and half-open for new connections", "FAULT", DROPPED, _half_open),
     Case("error_1", "controller error 1 (e-stop)", "FAULT", "arm error 1$|command code", _box("error", code=1)),
     Case("error_31", "controller error 31 (collision)", "FAULT", "arm error 31|command code", _box("error", code=31)),
     Case("error_24", "controller error 24 (overspeed)", "FAULT", "arm error 24|command code", _box("error", code=24)),
