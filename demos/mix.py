@@ -74,10 +74,13 @@ def _check_alike(members: Sequence[EpisodeStore]) -> None:
 
 
 def tasks_of(store: EpisodeStore) -> tuple[str, ...]:
-    """Return the distinct task texts of a dataset; UserError if it does not store them."""
+    """Return the distinct task texts of a dataset; UserError if it does not store them, or an episode has none of them."""
     parts = store.members if isinstance(store, Mix) else [store]
     if not all(part.attrs.get("tasks") and "task" in part.meta_keys for part in parts):
         raise UserError(f"policy.by_task: expected demos that store their tasks, got {store.path}")
+    for part in parts:
+        if not np.isin(own := part.meta("task"), range(count := len(part.attrs["tasks"]))).all():
+            raise UserError(f"{part.path}: meta/task: expected below {count}, got {min(own)} to {max(own)}")
     return tuple(dict.fromkeys(str(task) for part in parts for task in part.attrs["tasks"]))
 
 

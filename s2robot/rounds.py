@@ -82,7 +82,7 @@ def dagger(cfg: DictConfig) -> None:
         if rows[i - 1]["checkpoint"] is None:
             rows[i - 1]["checkpoint"] = str(trained(corrected, out / f"round_{i}"))
             write_json(file, rows)
-        checkpoint = Path(rows[i - 1]["checkpoint"])
+        checkpoint = out / f"round_{i}/checkpoint"  # where the folder is now
     with timed("evaluate"):
         summary = evaluate_policy(cfg, checkpoint, out)
     pipeline.finish(summary, out, timed)

@@ -48,6 +48,7 @@ def test_rounds_of_correction_and_training_end_with_a_report(here, dagger, tmp_p
 
     monkeypatch.setattr(rounds, "record", None)  # finished stages are not repeated
     rows[1]["checkpoint"] = None
+    rows[0]["checkpoint"] = "where/the/folder/was"  # it has been moved
     (out / "rounds.json").write_text(json.dumps(rows))
     here(*dagger)
     assert stages(out) == ["start", "encode", "train", "encode", "train", "evaluate"]

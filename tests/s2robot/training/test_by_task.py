@@ -105,11 +105,14 @@ def test_similar_task_vectors_produce_the_demonstrated_action(task_data, tmp_pat
         fit(task_data, tmp_path / "other", spec, **again, vectors=VECTORS.flip(0))
 
 
-def test_one_task_needs_no_name_and_demos_without_tasks_are_rejected(data):
+def test_one_task_needs_no_name_and_demos_without_tasks_are_rejected(data, task_data, tmp_path):
     plain = BatchActor(ChunkPolicy(make_spec()), 1)
     plain.reset([0], task="whatever")
     one = BatchActor(ChunkPolicy(make_spec(tasks=TASKS[:1])), 1)
     one.reset([0])
     assert one._task.tolist() == [[1.0]] and plain._task.shape == (1, 0)
+    with EpisodeStore.create(tmp_path / "two.zarr", task_data[0].attrs) as two:
+        two.append(task_data[0].episode(0), {"seed": 0, "success": True, "task": -1})
+    refuses("two.zarr: meta/task: expected below 2, got -1 to -1", tasks_of, EpisodeStore.open(two.path))
     with pytest.raises(UserError, match="policy.by_task: expected demos that store their tasks"):
         tasks_of(data[0])
