@@ -127,7 +127,8 @@ def record(
     if why := settings.recording_problem():
         raise DatasetError(f"{path}: {why}")
     attributes = demo_attributes(settings, expert_settings, seed)
-    attributes |= {"imitate_kicks": True} if imitate_kicks else {}
+    if imitate_kicks:
+        attributes["imitate_kicks"] = True
     options = (expert, imitate_kicks)
     with create_or_resume(Path(path), attributes, episodes, expert) as store:
         with worker_pool(workers, anywhere=True) as pool:

@@ -54,7 +54,9 @@ class ObjectScene:
     """All objects in one model, rendered at `size` x `size` px; those that an image does not show are far below it."""
 
     def __init__(self, size: int) -> None:
-        arena = TableArena((4.0, 4.0, 0.05), table_offset=(0, 0, TABLE_HEIGHT), has_legs=False)
+        arena = TableArena(
+            table_full_size=(4.0, 4.0, 0.05), table_offset=(0, 0, TABLE_HEIGHT), has_legs=False
+        )
         things = list(_things())
         task = Task(arena, [], things)
         ElementTree.SubElement(task.worldbody, "camera", name="still", pos="0 0 2")

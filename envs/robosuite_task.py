@@ -286,8 +286,9 @@ def _arm_parts(prefix: str, controller: Any, size: int) -> list[tuple[dict, np.n
     actions, at = [], 0
     for label, count, about in labels:
         scale, at = limit[at : at + count], at + count
-        about |= {"low": (-scale).tolist(), "high": scale.tolist()}
-        actions.append(({"name": f"{prefix}{label}", "size": count, **about}, scale, np.zeros(count)))
+        limits = {"low": (-scale).tolist(), "high": scale.tolist()}
+        part = {"name": f"{prefix}{label}", "size": count, **about, **limits}
+        actions.append((part, scale, np.zeros(count)))
     return actions
 
 

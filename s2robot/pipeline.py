@@ -314,8 +314,9 @@ def run(cfg: DictConfig) -> None:
     only_simulated(cfg)
     out, profile = Path(cfg.run_dir), read(bool, cfg.profile, "profile")
     recorded = out / "demos.zarr" if read(bool, cfg.record, "record") else None
-    if not recorded and (key := next((key for key in _typed() if key.startswith("recording")), None)):
-        raise UserError(f"record: expected true with {key}={_typed()[key]}, got false")
+    unused = [f"{key}={value}" for key, value in _typed().items() if key.startswith("recording")]
+    if unused and not recorded:
+        raise UserError(f"record: expected true with {unused[0]}, got false")
     evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
     require_simulator(task.world)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")

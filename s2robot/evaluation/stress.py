@@ -114,8 +114,8 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
     e = EvaluateSettings(instruction=settings.instruction, seed=settings.seed)
     check_tasks(e, config, policy.spec.tasks, "instruction")
     axes, dtype = _chosen(settings, config), contract["encoder"]["features_dtype"]
-    cameras, tasks = contract["cameras"], (settings.instruction,) if settings.instruction else ()
-    planner = LearnedPlanner(policy, encoder, cameras, dtype, settings.device, settings.threads, tasks)
+    execution = settings.device, settings.threads, e.instructions
+    planner = LearnedPlanner(policy, encoder, contract["cameras"], dtype, *execution)
     cells = [UNDISTURBED, *(Cell(a, i, v) for a in axes for i, v in enumerate(settings.axes[a], 1))]
     for cell in cells:
         settings_in(cell, config)  # before anything runs

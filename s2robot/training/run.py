@@ -81,18 +81,6 @@ def check_share(verb: str, size: int, processes: int) -> None:
         raise UserError(f"{verb}.batch_size: expected {expected}, got {size} per step")
 
 
-def load_state(path: Path, identity: Mapping[str, Any], verb: str, device: Any = "cpu") -> dict[str, Any]:
-    """Load a folder's training state; UserError if it is not readable, or belongs to a run of another identity."""
-    with reported(f"{path}: not a readable training state; remove it to start over"):
-        state = torch.load(path, map_location=device, weights_only=True)
-        saved = dict(state["identity"])
-    begin = f", or start from its weights with train.from={path.parent / 'checkpoint'}"
-    remedy = "remove it or choose another folder" + begin * (verb == "train")
-    own = {key: value for key, value in identity.items() if key in saved}
-    check_same(path, {key: saved[key] for key in own}, own, " in the state of another run", remedy)
-    return state
-
-
 class Run:
     """The steps of a training; subclasses define batches, logging and saving.
 
@@ -140,9 +128,8 @@ class Run:
                 ) from error
 
     def _run(self) -> None:
-        state = None
-        if self.settings.resume and self.state_path.exists():
-            state = load_state(self.state_path, self.identity, self.verb, self.fabric.device)
+        resume, device = self.settings.resume, self.fabric.device
+        if state := self.load_state(self.out, self.identity, device) if resume else None:
             self.learner.load_state_dict(state)
         self.begin(state)
         while self.learner.step < self.steps:
@@ -178,6 +165,21 @@ class Run:
         if self.loggers is not None:
             self.loggers.close()
         self.fabric.barrier()
+
+    @classmethod
+    def load_state(cls, out: Path, identity: Mapping[str, Any], device: Any = "cpu") -> dict[str, Any] | None:
+        """Load the state in a folder, None without one; UserError if it is unreadable or of another identity."""
+        path = out / cls.state_file
+        if not path.exists():
+            return None
+        with reported(f"{path}: not a readable training state; remove it to start over"):
+            state = torch.load(path, map_location=device, weights_only=True)
+            saved = dict(state["identity"])
+        begin = f", or start from its weights with train.from={out / 'checkpoint'}"
+        remedy = "remove it or choose another folder" + begin * (cls.verb == "train")
+        own = {key: value for key, value in identity.items() if key in saved}
+        check_same(path, {key: saved[key] for key in own}, own, " in the state of another run", remedy)
+        return state
 
     def save_state(self, **own: Any) -> None:
         state = {"identity": self.identity, **self.learner.state_dict(), **own}

@@ -35,16 +35,7 @@ from s2robot.policies import ChunkPolicy, PolicySpec, check_contract, load_check
 from s2robot.policies.normalise import channel_moments, mixed_moments
 from s2robot.training.batches import Batches
 from s2robot.training.loop import Learner, warm_up_then_cosine
-from s2robot.training.run import (
-    Loggers,
-    Run,
-    check_share,
-    launch,
-    load_state,
-    mean_of_all,
-    precision_of,
-    product_of,
-)
+from s2robot.training.run import Loggers, Run, check_share, launch, mean_of_all, precision_of, product_of
 from s2robot.training.settings import TrainSettings
 from s2robot.training.tuned import TunedFeatures, TunedPolicy, groups_of, save
 
@@ -136,8 +127,8 @@ def begin(
     if settings.epochs:
         steps = math.ceil(settings.epochs * len(windows) / settings.batch_size)
         settings = settings.replace(steps=steps, epochs=None)
-    if out and settings.resume and (state := out / _Run.state_file).exists():
-        load_state(state, identity_of(settings, policy, contract), _Run.verb)
+    if out and settings.resume:
+        _Run.load_state(out, identity_of(settings, policy, contract))
     return settings, policy, windows
 
 
