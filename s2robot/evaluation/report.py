@@ -106,23 +106,25 @@ def _failures(records: Sequence[Record], task: Task, shown: Sequence[str]) -> Se
         return Section("Failures", [("text", "None: every episode succeeded.")])
     cells = [task.settings.table(record) for record in failed]
     columns, rows = list(dict.fromkeys(name for row in cells for name in row)), []
+    told = ["task"] * any(record.get("task") for record in failed)
     for record, row in zip(failed, cells, strict=True):
         name, number = f"video-{record['episode']}", str(record["episode"])
         link = Markup('<a href="#{}">{}</a>').format(name, number) if name in shown else number
         fault = [f"FAULT: {record['fault']}"] if record.get("fault") else []
         stage = [f"{record['stage']} ({task.failure(record['stage'])})", *fault]
         numbers = [row.get(column, "–").replace("-", "\N{MINUS SIGN}") for column in columns]
-        rows.append([link, stage, str(record["seed"]), *numbers, str(record["steps"])])
+        texts = [record.get(key) or "" for key in told]
+        rows.append([link, *texts, stage, str(record["seed"]), *numbers, str(record["steps"])])
     about = task.settings.columns_text
-    table = ("table", ["episode", "furthest stage", "seed", *columns, "steps"], rows, 2)
+    table = ("table", ["episode", *told, "furthest stage", "seed", *columns, "steps"], rows, 2 + len(told))
     return Section(f"Failures ({len(rows)})", [("text", about) if about else None, table])
 
 
 def _films(records: Sequence[Record], task: Task) -> Iterator[tuple[str, str, str]]:
     for record in sorted((r for r in records if r["video"] is not None), key=lambda r: r["success"]):
         outcome = "success" if record["success"] else f"failure, {task.failure(record['stage'])}"
-        number = record["episode"]
-        yield f"video-{number}", record["video"], f"episode {number}: {outcome}"
+        number, told = record["episode"], f" ({text})" if (text := record.get("task")) else ""
+        yield f"video-{number}", record["video"], f"episode {number}{told}: {outcome}"
 
 
 def _training(run_dir: Path, summary: Mapping[str, Any]) -> list[Block]:

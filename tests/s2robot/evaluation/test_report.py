@@ -63,6 +63,13 @@ def test_report_shows_the_run_and_is_self_contained(tmp_path):
     assert "in 3 of 8 episodes" in Page(write_report(tmp_path)).text
 
 
+def test_report_names_each_episodes_task(tmp_path):
+    records = [each | {"task": f"lift cube {each['episode']}"} for each in make_run(tmp_path, 3, 2, videos=3)]
+    save(tmp_path, records)
+    page = Page(write_report(tmp_path))
+    assert page.row("1")[:2] == ["1", "lift cube 1"] and "episode 2 (lift cube 2): success" in page.text
+
+
 def test_training_has_one_panel_per_quantity():
     rows = [
         {"step": 10 * i, "train_loss": 1 / i, "val_loss": 2 / i, "train_joint_error_rad": 0.02, "val_joint_error": 0.03,
