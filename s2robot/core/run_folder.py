@@ -74,7 +74,7 @@ def _remove(folder: Path, written: set[str], created: bool) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, remedy: str = "wait for it, or choose hydra.run.dir=<folder>") -> Iterator[None]:
     """Create a directory and lock it for this process (UserError if another holds the lock). Locking is reentrant."""
     path = folder.resolve()
     if path in _HELD:
@@ -85,8 +85,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=_WAIT_S)
     except Timeout:
-        why = "expected no other process in this directory; wait for it, or choose hydra.run.dir=<folder>"
-        raise UserError(f"{folder}: {why}") from None
+        raise UserError(f"{folder}: expected no other process in this directory; {remedy}") from None
     _HELD.add(path)
     try:
         yield

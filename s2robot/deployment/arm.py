@@ -8,8 +8,11 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from s2robot.core.errors import require
+from s2robot.core.files import cache_dir
+from s2robot.core.run_folder import locked
 from s2robot.core.settings import read
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.settings import Bench, Bridge, CameraSettings
@@ -71,6 +74,9 @@ class ConnectedArm:
         self.bench, self.bridge, self.limits = bench, bench.bridge, bench.bridge.arm_limits()
         self.points = watched_points(bench)
         self.scene: Scene | None = None
+        if (address := bench.ip or bench.port) and not bench.bridge.emulated:
+            remedy = f"the one that uses the arm at {address} must end first"
+            stack.enter_context(locked(cache_dir("arms") / quote(address, safe=""), remedy))
         if port := bench.bridge.emulator["port"]:
             self.scene = importlib.import_module(STAND_IN).StandIn(port)
             stack.callback(self.scene.close)

@@ -8,12 +8,15 @@ import shutil
 import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from s2robot.cli import main
 from s2robot.core.errors import UserError
+from s2robot.core.files import cache_dir
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.deployment.session import ArmSession
@@ -65,7 +68,17 @@ def test_custom_driver_without_a_model_warns_about_skipped_checks(config, box, p
     cameras = [f"bridge.cameras.{name}.{word}" for name in ("hand", "left") for word in films]
     address = "{}:{}".format(*box.server_address)
     words = ["robot.model=null", "robot.points=[]", f"robot.ip='{address}'", *cameras]
-    assert deploy.deploy(config(arm, *words, "dry_run_steps=2")) == 0
+    wanted = config(arm, *words, "dry_run_steps=2")
+    other = FileLock(cache_dir("arms", quote(address, safe="")) / ".lock")
+    with (
+        other,
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match=f"arm at {address} must end"),
+    ):
+        patch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
+        deploy.deploy(wanted)
+    assert not box.asked
+    assert deploy.deploy(wanted) == 0
     out = capsys.readouterr().out
     assert re.search("^warning +arm: no Cartesian limits: without a model", out, re.MULTILINE)
     assert set(box.asked) <= {"state", "stop"}  # nothing was sent
