@@ -17,11 +17,10 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
 from s2robot.encoders.trained import Pixels
 from s2robot.encoders.tuning import FullEncoder
-from s2robot.loading import load_policy
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.training.train import _Run
 from tests.errors import refuses
-from tests.s2robot.test_tuned import SIZES, make_demos, task_of, trained
+from tests.s2robot.test_tuned import SIZES, make_demos, planned, task_of, trained
 from tests.s2robot.training.small import CAMERAS, Killed, about
 
 TILE = 32  # px, one stride of the network
@@ -105,27 +104,16 @@ def test_training_crops_are_random_and_all_layers_receive_gradients(demos, per_c
 def test_checkpoint_acts_as_trained_and_a_resumed_run_is_identical(demos, tmp_path, monkeypatch):
     task = full_task(demos, {"scales": [1, 2]}, steps=6, checkpoint_every=2, log_every=2)
     folder = trained(task, tmp_path / "run")
-    loaded, store = load_policy(folder, device="cpu"), task.open_demos()
-    tuned, (policy, contract) = load_tuned(folder), load_checkpoint(folder)
+    tuned, (_, contract) = load_tuned(folder), load_checkpoint(folder)
     built = build_encoder(task.encoder, tuned)
     assert contract["encoder"]["fingerprint"] == built.fingerprint
     assert contract["encoder"]["parameters"] == built.num_parameters == sum(map(torch.numel, tuned.values()))
     state, name = torch.load(folder.parent / "training_state.pt"), "tail.copies.1.model.conv1.0.weight"
     assert torch.equal(state["average"][f"module.{name}"], tuned["1.conv1.0.weight"])
     assert not torch.equal(state["model"][name], tuned["1.conv1.0.weight"])
-    model = FullEncoder(task.encoder, [loaded.encoder.frame_size(*size) for size in SIZES.values()]).eval()
+    model = FullEncoder(task.encoder, [built.frame_size(*size) for size in SIZES.values()]).eval()
     model.load(tuned)
-    pixels, _ = pipeline.encode(task, store, build_encoder(task.encoder))
-    states = torch.from_numpy(store["proprio"])
-    for step in range(0, store.num_steps, 9):
-        loaded.reset()
-        images = {name: store[f"images_{name}"][step] for name in CAMERAS}
-        with torch.no_grad():
-            features = model(torch.from_numpy(np.array(pixels[step : step + 1])))
-        plans = policy.plan_members(policy.pool(features[:, None]), states[step : step + 1, None])
-        seen = policy.clip(policy.combine(plans))[0, : policy.spec.execute]
-        acted = loaded.plan({"images": images, "proprio": store["proprio"][step]})
-        assert np.array_equal(acted, seen.numpy())
+    assert np.array_equal(*planned(task, folder, model))
 
     after = _Run.after
 
@@ -163,8 +151,7 @@ def test_wrong_setting_is_one_error_line_before_reading(demos, tmp_path):
         ({"img_size": 96}, r"encoder.img_size: expected at most 64 px .*'hand'"),
         ({"scales": [1, 3]}, r"encoder.img_size: expected at most 64 px .*, got 96"),
     ):
-        with pytest.raises(UserError, match=f"^{words}"):
-            trained(full_task(demos, encoder), tmp_path / "run")
+        refuses(f"^{words}", trained, full_task(demos, encoder), tmp_path / "run")
     with pytest.raises(UserError, match="wrist"):  # a dataset without frames of a camera
         trained(full_task(demos, cameras=("wrist",)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

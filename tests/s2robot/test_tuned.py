@@ -14,7 +14,7 @@ from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.build import build_encoder
-from s2robot.encoders.tuning import Tail
+from s2robot.encoders.tuning import FullEncoder, Tail
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.features import FeaturesSettings
 from s2robot.loading import load_policy
@@ -71,22 +71,20 @@ def demos(inline, tmp_path):
     return make_demos(tmp_path / "demos.zarr")
 
 
-def planned(task: pipeline.Task, checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
+def planned(task: pipeline.Task, checkpoint: Path, tail: Tail | FullEncoder) -> tuple[np.ndarray, np.ndarray]:
     """Return a checkpoint's plans for every step: of the loaded policy from images, and from the training features."""
     loaded, store = load_policy(checkpoint, device="cpu"), task.open_demos()
-    acted = []
+    policy, entering = load_checkpoint(checkpoint)[0], pipeline.encode(task, store, loaded.encoder)[0]
+    states, acted, seen = torch.from_numpy(store["proprio"]), [], []
     for step in range(store.num_steps):
         loaded.reset()
         images = {name: store[f"images_{name}"][step] for name in CAMERAS}
         acted.append(loaded.plan({"images": images, "proprio": store["proprio"][step]}))
-    entering, _ = pipeline.encode(task, store, loaded.encoder)
-    tail = Tail(task.encoder, list(SIZES.values()), task.train.tune.blocks)
-    tail.last.load_state_dict(tail.last.state_dict() | load_tuned(checkpoint))
-    policy, _ = load_checkpoint(checkpoint)
-    with torch.no_grad():
-        pooled = policy.pool(tail(torch.from_numpy(np.array(entering)))[:, None])
-    plans = policy.plan_members(pooled, torch.from_numpy(store["proprio"])[:, None])
-    return np.stack(acted), policy.clip(policy.combine(plans))[:, : policy.spec.execute].numpy()
+        with torch.no_grad():
+            pooled = policy.pool(tail(torch.from_numpy(np.array(entering[step : step + 1])))[:, None])
+        plans = policy.plan_members(pooled, states[step : step + 1, None])
+        seen.append(policy.clip(policy.combine(plans))[0, : policy.spec.execute].numpy())
+    return np.stack(acted), np.stack(seen)
 
 
 @pytest.mark.parametrize(("dtype", "lora"), [("float32", 0), ("bfloat16", 2)])
@@ -99,7 +97,9 @@ def test_checkpoint_acts_as_trained(demos, tiny_encoder, tmp_path, dtype, lora):
     contract = load_checkpoint(folder)[1]["encoder"]
     assert contract["tuned"] == {"blocks": 1, "lora": lora, "rate": 0.5, "cached": "float32"}
     assert contract["fingerprint"] == build_encoder(task.encoder, tuned).fingerprint != encoder.fingerprint
-    acted, seen = planned(task, folder)
+    tail = Tail(task.encoder, list(SIZES.values()), 1)
+    tail.last.load_state_dict(tail.last.state_dict() | tuned)
+    acted, seen = planned(task, folder, tail)
     np.testing.assert_allclose(acted, seen, atol=1e-5 if dtype == "float32" else 0.02, rtol=0)
     before = load_file(tiny_encoder)
     assert max((tuned[name] - before[name]).abs().max() for name in tuned) > 1e-3
