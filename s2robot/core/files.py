@@ -15,15 +15,12 @@ from typing import Any
 from s2robot.core.errors import UserError, check_same, reported
 
 PACKAGE = Path(__file__).resolve().parent.parent
+WEIGHTS = PACKAGE / "weights"  # of the encoders that ship
 
 
 def configs_dir() -> Path:
     """Return the folder of Hydra configs (`run.yaml`, `encoder/`, ...)."""
     return (PACKAGE / "configs").resolve()
-
-
-def weights_dir() -> Path:
-    return PACKAGE / "weights"
 
 
 def shipped_demos(name: str) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.weights import load_strict, read_state
 from s2robot.core.errors import UserError, one_of, reported, require
-from s2robot.core.files import weights_dir
+from s2robot.core.files import WEIGHTS
 from s2robot.core.settings import Settings, read
 from s2robot.encoders.encoder import S2Encoder
 from s2robot.encoders.fovea import FovealEncoder
@@ -168,7 +168,7 @@ def _own(name: str, checkpoint: Path | None) -> nn.Module:
     """Load an encoder written by `s2robot pretrain`, from a file or from the package."""
     from s2robot.backbones.vit import load_encoder
 
-    shipped = weights_dir() / f"{name}.safetensors"
+    shipped = WEIGHTS / f"{name}.safetensors"
     if checkpoint is None and not shipped.is_file():
         raise UserError(
             f"encoder {name}: {shipped} does not exist (the wheel does not contain the largest weights); set "

@@ -74,8 +74,8 @@ def test_invalid_comparison_is_one_error_line(words, expected):
 def test_error_names_the_arm_with_missing_weights(tmp_path, monkeypatch):
     """As after `pip install`: the wheel does not contain the largest weights."""
     for name in ("mvp-tiny", "mvp-tiny-s2"):
-        (tmp_path / f"{name}.safetensors").symlink_to(encoders.weights_dir() / f"{name}.safetensors")
-    monkeypatch.setattr(encoders, "weights_dir", lambda: tmp_path)
+        (tmp_path / f"{name}.safetensors").symlink_to(encoders.WEIGHTS / f"{name}.safetensors")
+    monkeypatch.setattr(encoders, "WEIGHTS", tmp_path)
     assert list(read("experiment.arms.base=null").experiment.arms) == ["base-s2", "base-s2-pretrained"]
     line = refused("experiment=table10")
     assert line.startswith(f"arm 'large': encoder mvp-small: {tmp_path / 'mvp-small.safetensors'} ")
