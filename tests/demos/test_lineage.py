@@ -77,8 +77,7 @@ def test_stored_lineage_round_trips(tmp_path):
     more = changed(store, tmp_path / "more.zarr", dict)
     child = Lineage.of({"lineage": json.loads(text)}).trained_on(more, [0])
     for seed in (1, 7, 23, 6):  # the child's own and its parent's
-        with pytest.raises(UserError, match=f"first {seed}"):
-            child.refuse(range(seed, seed + 1), "child", "evaluate.seed")
+        refuses(f"first {seed}", child.refuse, range(seed, seed + 1), "child", "evaluate.seed")
 
 
 def test_copies_of_training_episodes_are_never_held_out(tmp_path):

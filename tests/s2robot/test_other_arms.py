@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.loading import image_size_of, load_policy
 from s2robot.serving.remote import PolicyRefused
+from tests.errors import refuses
 from tests.s2robot.pictures import trained, write_noise
 from tests.s2robot.serving.test_server import connect, serving
 
@@ -62,10 +62,8 @@ def test_frame_or_state_of_another_shape_is_rejected(checkpoint):
     wrong = observation(0)
     wrong["images"][TOP] = wrong["images"]["wrist/left"]
     words = f"camera '{TOP}': expected frames of 4 x 5 tokens, .*, got 64 x 64 px, 4 x 4 tokens"
-    with pytest.raises(UserError, match=words):
-        actor.act(wrong)
-    with pytest.raises(UserError, match=r"proprio: .*\(8,\)"):
-        actor.act({**observation(0), "proprio": np.zeros(8, np.float32)})
+    refuses(words, actor.act, wrong)
+    refuses(r"proprio: .*\(8,\)", actor.act, {**observation(0), "proprio": np.zeros(8, np.float32)})
 
 
 def test_server_sends_parts_and_sizes_and_returns_the_same_actions(checkpoint):

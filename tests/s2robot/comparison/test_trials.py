@@ -13,6 +13,7 @@ from s2robot.comparison.paired import difference
 from s2robot.comparison.trials import Arm, StatsSettings, read_arms
 from s2robot.core.errors import UserError
 from s2robot.evaluation.records import mean_interval
+from tests.errors import refuses
 
 
 @pytest.mark.parametrize(("m", "n"), [(10, 10), (14, 31)])
@@ -118,8 +119,7 @@ def test_stress_tests_are_paired_by_position(tmp_path):
     assert (pair["low"], pair["high"]) == pytest.approx((0.07562, 0.46284), abs=1e-5)  # t over 12 positions
     assert (b["successes"], b["trials"], b["seeds"]) == (16, 24, 1)
     assert (b["low"], b["high"]) == pytest.approx(mean_interval(np.array([0.5] * 8 + [1.0] * 4), 24))
-    with pytest.raises(UserError, match="b, c: expected the same disturbances"):
-        trials.compare_arms(*arms[1:], settings)
+    refuses("b, c: expected the same disturbances", trials.compare_arms, *arms[1:], settings)
     with pytest.raises(UserError, match="replays: expected arms without disturbances"):
         trials.compare_arms(*arms[:2], settings.model_copy(update={"replays": 9}))
 
@@ -143,8 +143,7 @@ def test_stress_tests_are_paired_by_position(tmp_path):
 )  # fmt: skip
 def test_invalid_file_is_one_error_line(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=words):
-        read_arms(str(tmp_path / name))
+    refuses(words, read_arms, str(tmp_path / name))
 
 
 def test_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):

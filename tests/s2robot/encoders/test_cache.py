@@ -12,6 +12,7 @@ import torch
 from s2robot.core.errors import UserError
 from s2robot.encoders.cache import FeatureCache, as_stored
 from s2robot.encoders.encoder import encode_cameras
+from tests.errors import refuses
 from tests.kills import kill_at_every_write
 
 LENGTHS, CAMERAS, TOKENS, DIM = [3, 1, 4], ("hand", "left"), 2, 5
@@ -112,8 +113,7 @@ def test_resumes_after_a_failure_from_the_journal(tmp_path):
     assert len(calls) == 4 and np.array_equal(cache.features, expected())
     journal.write_text("0\n2\n1")  # truncated from "1\n" or "12\n"
     assert cache.missing() == [1]
-    with pytest.raises(UserError, match="1 of 3 episodes are missing"):
-        cache.build(lambda missing: iter(()), encode)
+    refuses("1 of 3 episodes are missing", cache.build, lambda missing: iter(()), encode)
     assert cache.missing() == [1] and journal.read_text() == "0\n2\n"
 
 
@@ -154,14 +154,12 @@ def test_damaged_caches_are_never_read(tmp_path, file, damage):
     ],
 )
 def test_wrong_input_is_named(tmp_path, frames, factor, words):
-    with pytest.raises(UserError, match=words):
-        make_cache(tmp_path).build(frames, lambda frames: encode(frames) * factor)
+    refuses(words, make_cache(tmp_path).build, frames, lambda frames: encode(frames) * factor)
 
 
 def test_full_disk_is_one_error_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
-    with pytest.raises(UserError, match="full"):
-        make_cache(tmp_path).build(make_frames, encode)
+    refuses("full", make_cache(tmp_path).build, make_frames, encode)
 
 
 def test_cameras_of_two_shapes_share_an_array_under_a_separate_key(tmp_path):

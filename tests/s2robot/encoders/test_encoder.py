@@ -82,8 +82,7 @@ def test_features_do_not_depend_on_the_batch(images):
     torch.testing.assert_close(encoder.encode(images[3:4])[0], tokens[3], rtol=1e-5, atol=1e-5)
     assert encoder.encode(np.zeros((0, 48, 64, 3), np.uint8)).shape == (0, 20, 48)
     assert S2Encoder(make_vit(), (16, 32), pool="mean").encode(images[:0]).shape == (0, 1, 48)
-    with pytest.raises(UserError, match=r"images: .* torch.uint8 \(0, 3\)"):
-        encoder.encode(np.zeros((0, 3), np.uint8))
+    refuses(r"images: .* torch.uint8 \(0, 3\)", encoder.encode, np.zeros((0, 3), np.uint8))
     twice = images.repeat(2, axis=1).repeat(2, axis=2)  # larger frames are averaged by area
     torch.testing.assert_close(encoder.encode(twice), tokens, rtol=1e-5, atol=1e-5)
 
@@ -381,5 +380,4 @@ def test_single_larger_scale_on_the_base_grid(tiny_encoder):
 
 @pytest.mark.parametrize(("key", "value"), [("pool", "avg"), ("dtype", "float16"), ("resolution", "upsample")])  # fmt: skip
 def test_invalid_options_are_rejected_in_python(key, value):
-    with pytest.raises(UserError, match=rf"^(encoder|s2)\.{key}: "):
-        S2Encoder(make_vit(), (16, 32), **{key: value})
+    refuses(rf"^(encoder|s2)\.{key}: ", S2Encoder, make_vit(), (16, 32), **{key: value})

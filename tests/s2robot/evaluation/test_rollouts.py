@@ -235,8 +235,7 @@ def test_mismatch_with_the_policy_is_rejected(checkpoint, tmp_path, override, wo
     other = tmp_path / "other.safetensors"
     torch.manual_seed(1)
     save_encoder(MVPViT(ViTSpec(img_size=32, patch_size=8, dim=64, depth=2, heads=2)), other, {"seed": 1})
-    with pytest.raises(UserError, match=words):
-        evaluate_policy(config(override.format(other=other)), checkpoint, tmp_path / "out")
+    refuses(words, evaluate_policy, config(override.format(other=other)), checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -21,6 +21,7 @@ from s2robot.inspection.inspect import InspectSettings, inspect_demos, summary
 from s2robot.inspection.tables import Columns, FrameStats, Table, curves, plots, tables
 from tests.browser import BROWSER, chromium
 from tests.demos.test_store import ATTRIBUTES
+from tests.errors import refuses
 
 CUPS = ATTRIBUTES | {
     "joint_names": [], "cameras": ["top", "wrist/left"], "camera_geometry": {}, "env_config": {}, "kind": "images",
@@ -83,8 +84,7 @@ def test_large_integers_keep_their_digits(tmp_path):
     assert np.array_equal(values["index"][:, 0], index)
     assert values["flag"].dtype == values["action"].dtype == np.float32
     zarr.open_array(tmp_path / "more.zarr/data/action")[3, 0] = np.nan  # as another program may do
-    with pytest.raises(UserError, match="action: expected finite numbers, got NaN"):
-        tables(EpisodeStore.open(tmp_path / "more.zarr"), 1)
+    refuses("action: expected finite numbers, got NaN", tables, EpisodeStore.open(tmp_path / "more.zarr"), 1)
 
 
 def test_broken_encoder_is_one_error_line_and_leaves_no_file(cups, tmp_path, monkeypatch):
@@ -93,8 +93,7 @@ def test_broken_encoder_is_one_error_line_and_leaves_no_file(cups, tmp_path, mon
         raise OSError("disk full")
 
     monkeypatch.setattr(imageio_ffmpeg, "write_frames", fails)
-    with pytest.raises(UserError, match="mp4: cannot be written: disk full"):
-        inspect(cups, tmp_path / "a")
+    refuses("mp4: cannot be written: disk full", inspect, cups, tmp_path / "a")
     assert not list((tmp_path / "a/episodes").iterdir())
 
 

@@ -23,6 +23,7 @@ from s2robot.pretraining import render
 from s2robot.pretraining.frames import FrameBank, read_image
 from s2robot.pretraining.render import ObjectsSettings, ScenesSettings, make_objects, make_scenes
 from tests.demos.test_store import IMAGES
+from tests.errors import refuses
 from tests.s2robot.pictures import noise
 
 
@@ -43,8 +44,7 @@ def write_video(path, frames: np.ndarray, codec: str = "-c:v libx264rgb -qp 0") 
 
 
 def rejects(path, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        list(FrameBank(path))
+    refuses(words, lambda: list(FrameBank(path)))
 
 
 def partial_files() -> list[str]:
@@ -246,11 +246,9 @@ def test_a_bank_of_both_arms_is_written_once(tmp_path, monkeypatch):
     }  # fmt: skip
     monkeypatch.setattr(render, "render_scenes", None)
     assert np.array_equal(bank, np.load(make_scenes(settings, tmp_path)))
-    with pytest.raises(UserError, match="meta.json: seed: "):
-        make_scenes(settings.replace(seed=1), tmp_path)
+    refuses("meta.json: seed: ", make_scenes, settings.replace(seed=1), tmp_path)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(UserError, match="meta.json: cannot be read"):  # frames of unknown origin
-        make_scenes(settings, tmp_path)
+    refuses("meta.json: cannot be read", make_scenes, settings, tmp_path)  # frames of unknown origin
 
 
 @pytest.fixture(scope="module")
@@ -290,5 +288,4 @@ def test_folders_of_images_masks_and_depth_are_reused(tmp_path, monkeypatch, wor
     assert meta["labels"] == list(LABELS) and meta["train"] == 26
     make_objects(settings, tmp_path)
     assert first.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="meta.json: train: "):
-        make_objects(settings.replace(train=4), tmp_path)
+    refuses("meta.json: train: ", make_objects, settings.replace(train=4), tmp_path)

@@ -10,7 +10,6 @@ from PIL import Image
 
 from s2robot.backbones.libraries import IMAGENET
 from s2robot.backbones.vit import MVPViT, ViTSpec, load_encoder
-from s2robot.core.errors import UserError
 from s2robot.pretraining.mae import MAE, patchify, unpatchify
 from s2robot.pretraining.pretrain import PretrainSettings, crop_box, normalise, pretrain
 from s2robot.s2.engine import encode, resize
@@ -75,8 +74,7 @@ def test_the_state_of_another_run_is_rejected(settings, tmp_path):
     changes = {"crop": (0.5, 1.0), "precision": "bf16-mixed", "scales": (1, 2), "data": str(other)}
     for key, value in changes.items():
         words = {"data": "pictures", "scales": r"scales: expected \[1\]"}.get(key, key)
-        with pytest.raises(UserError, match=rf": {words}.* in the state of another run"):
-            pretrain(settings.replace(**{key: value}))
+        refuses(rf": {words}.* in the state of another run", pretrain, settings.replace(**{key: value}))
     torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
     refuses(": processes.* in the state of another run", pretrain, settings)
 

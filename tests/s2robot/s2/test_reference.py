@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from s2robot.backbones.device import channels_first
-from s2robot.core.errors import UserError
 from s2robot.s2 import forward
 from s2robot.s2.engine import encode, pyramid, resize
 from s2robot.s2.tiling import Layout, plan_levels, plan_tiles, square
+from tests.errors import refuses
 
 
 class TinyModel:
@@ -151,8 +151,7 @@ def test_fractional_scales_are_cut_into_equal_tiles():
     torch.testing.assert_close(out[..., 3:], fine[..., 3:])
     shapes = (2, 3, 16, 12), (2, 3, 12, 16), (2, 3, 15, 15), (3, 16, 16), (2, 3, 16, 16)
     for shape, scales in zip(shapes, ([1], [1], [1, 1.4], [1], []), strict=True):
-        with pytest.raises(UserError, match="input, scales: expected"):
-            forward(model, torch.zeros(shape), scales=scales)
+        refuses("input, scales: expected", forward, model, torch.zeros(shape), scales=scales)
 
 
 def test_integer_images_saturate_instead_of_wrapping():
@@ -201,8 +200,7 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
     ],
 )  # fmt: skip
 def test_invalid_sizes_are_rejected(call, words):
-    with pytest.raises(UserError, match=words):
-        call()
+    refuses(words, call)
 
 
 def test_non_square_tile():

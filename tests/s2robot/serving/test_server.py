@@ -587,8 +587,7 @@ def test_no_token_is_created_for_a_reachable_address(tmp_path, monkeypatch):
     monkeypatch.delenv("S2ROBOT_TOKEN", raising=False)
     for host in ("0.0.0.0", "", "::"):
         assert not is_loopback(host)
-        with pytest.raises(UserError, match="^serve.host"):
-            token_for(host, str(tmp_path / "token"))
+        refuses("^serve.host", token_for, host, str(tmp_path / "token"))
     assert not list(tmp_path.iterdir())
     assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
     shared_secret.make_token(tmp_path / "token")

@@ -63,8 +63,7 @@ def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, 
     memory = actor.remember()
     left = actor.act(obs | {"task": TASKS[0]})
     actor.restore(memory)
-    with pytest.raises(UserError, match="task: expected one of"):
-        actor.act(obs)  # the restored episode has no task
+    refuses("task: expected one of", actor.act, obs)  # the restored episode has no task
     actor.reset(0, TASKS[1])
     assert actor.act(obs)[0] > left[0]
     memory = actor.remember()
@@ -114,5 +113,4 @@ def test_one_task_needs_no_name_and_demos_without_tasks_are_rejected(data, task_
     with EpisodeStore.create(tmp_path / "two.zarr", task_data[0].attrs) as two:
         two.append(task_data[0].episode(0), {"seed": 0, "success": True, "task": -1})
     refuses("two.zarr: meta/task: expected below 2, got -1 to -1", tasks_of, EpisodeStore.open(two.path))
-    with pytest.raises(UserError, match="policy.by_task: expected demos that store their tasks"):
-        tasks_of(data[0])
+    refuses("policy.by_task: expected demos that store their tasks", tasks_of, data[0])
