@@ -25,7 +25,7 @@ from s2robot.demos.replay import starts
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.cache import as_stored
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.task import Task, TaskSettings
+from s2robot.envs.task import TaskSettings
 from s2robot.envs.tasks import make
 from s2robot.evaluation.records import Journal
 from s2robot.loading import device_of
@@ -206,8 +206,14 @@ class World:
                         break
                     if planner.every_step or i == len(plan):  # rendering takes most of a rollout's time
                         seen.append(task.observe())
-        record = _record(episode, seed, len(executed), task, layout, best)
-        record |= {"start": prints, **planner.about()}
+        where, progress = task.record_fields(layout, best)
+        success, steps = bool(task.is_success), len(executed)
+        record = {
+            **{"episode": episode, "seed": seed, **where},
+            **{"success": success, "stage": str(task.stage), "steps": steps},
+            "time_to_success_s": steps / task.settings.rate_hz if success else None,
+            **{**progress, "video": None, "start": prints, **planner.about()},
+        }
         costs = {key: value - before[key] for key, value in planner.seconds.items()}
         costs["simulate_s"] = time.monotonic() - start - planning
         return record, np.stack(executed), costs
@@ -218,22 +224,5 @@ def fingerprints(world: Any, observation: Mapping[str, Any]) -> dict[str, str]:
     the first frames, bit for bit."""
     state = np.round(np.asarray(world.settled, np.float64), _DIGITS) + 0.0  # no -0
     frames = b"".join(np.ascontiguousarray(image).tobytes() for image in observation["images"].values())
-    return {"state": _short_hash(state.tobytes()), "frames": _short_hash(frames)}
-
-
-def _short_hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:12]
-
-
-def _record(
-    episode: int, seed: int, steps: int, task: Task, layout: Mapping[str, float], best: float
-) -> dict[str, Any]:
-    where, progress = task.record_fields(layout, best)
-    success = bool(task.is_success)
-    return {
-        **{"episode": episode, "seed": seed, **where},
-        **{"success": success, "stage": str(task.stage), "steps": steps},
-        "time_to_success_s": steps / task.settings.rate_hz if success else None,
-        **progress,
-        "video": None,
-    }
+    parts = {"state": state.tobytes(), "frames": frames}
+    return {name: hashlib.sha256(data).hexdigest()[:12] for name, data in parts.items()}
