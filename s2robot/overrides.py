@@ -3,7 +3,7 @@
 import errno
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ def as_known(verb: str, override: str) -> str:
 def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
     """Return the message for a user error, or None for a bug, which needs a traceback."""
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf import OmegaConf
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
     from PIL.Image import DecompressionBombError
 
@@ -92,7 +93,8 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         prefix = str(cause.full_key)
         typed = (key for key in map(key_of, overrides) if key == prefix or key.startswith(f"{prefix}."))
-        return _unknown_key(verb, next(typed, prefix), _dotted(cause.parent_node._get_root()))
+        root = OmegaConf.to_container(cause.parent_node._get_root())
+        return _unknown_key(verb, next(typed, prefix), [*_dotted(root)])
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return f"{cause.full_key}: expected a value of another type ({str(cause.msg).partition(chr(10))[0]})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -116,16 +118,11 @@ def _unknown_option(group: str, option: str) -> str:
     return f"{group}: expected one of {', '.join(options)}, got {option}{did_you_mean(option, options)}"
 
 
-def _dotted(node: Any, prefix: str = "") -> list[str]:
-    from omegaconf import DictConfig
-
-    keys: list[str] = []
-    for name in node:
-        keys.append(f"{prefix}{name}")
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            keys += _dotted(child, f"{prefix}{name}.")
-    return keys
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    for name, child in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(child, dict):
+            yield from _dotted(child, f"{prefix}{name}.")
 
 
 def groups_of(verb: str) -> dict[str, str | None]:
