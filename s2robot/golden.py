@@ -59,6 +59,7 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
         tokens, found = trace["tokens"], _tokens(encoder, contract, trace)
         check_same(path, found.shape, tokens.shape, " tokens")  # before the policy allocates for each row
         actions = _actions(policy, tokens, trace["proprio"]), trace["actions"]
+        check_same(path, actions[0].shape, actions[1].shape, " actions")
         # in the network's units all parts of an action count alike, and a rotation has one form
         inner = (policy.spec.action.inner(torch.as_tensor(x).to(device)) for x in actions)
         scaled = (policy.normaliser.action(x) for x in inner)
@@ -71,20 +72,15 @@ def check_trace(folder: Path, policy: ChunkPolicy, encoder: S2Encoder, contract:
         raise UserError(f"{path}: expected a readable trace of this checkpoint, got: {got}") from None
     of_encoder = _CPU if encoder.dtype == "float32" else _HALF
     for (stage, (found, expected)), on_cpu in zip(stages.items(), (of_encoder, _CPU), strict=True):
-        deviation, tolerance = _relative_error(found, expected), on_cpu if device.type == "cpu" else _GPU
+        found, expected = (x.astype(np.float64) for x in (found, expected))
+        deviation = float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-9)
+        tolerance = on_cpu if device.type == "cpu" else _GPU
         if not deviation <= tolerance:
             trained_with = (contract.get("versions") or {}).get("torch", "?")
             raise UserError(
                 f"{path}: {stage}: expected the output after training within {tolerance:g}, got a difference of "
                 f"{deviation:.2g} (torch {torch.__version__} on {device.type} here, {trained_with} in training)"
             )
-
-
-def _relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    if found.shape != expected.shape:
-        return float("inf")
-    f, e = found.astype(np.float64), expected.astype(np.float64)
-    return float(np.sqrt(np.mean((f - e) ** 2)) / max(np.sqrt(np.mean(e**2)), 1e-9))
 
 
 def _tokens(encoder: S2Encoder, contract: Mapping[str, Any], trace: Mapping[str, np.ndarray]) -> np.ndarray:
