@@ -232,7 +232,6 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
 
 
 def _connected(url: str, token: str, until: float, ca_file: Any) -> Any:
-    """Return an open websocket."""
     try:
         uri = parse_uri(url)
         if uri.user_info:

@@ -93,8 +93,7 @@ def observation_of(
     Args:
         message: images by key, uint8 (H, W, 3) or (3, H, W), at the top level or in a map `images`; the state under one
             of STATES; and `prompt` for a policy with several tasks. Other keys are ignored.
-        cameras: the policy's. The image of camera `left` is `left`, `left_image`, `observation/left`,
-            `observation/left_image` or `observation.images.left`; for a single camera, also `observation/image`.
+        cameras: the policy's; docs/deploy.md lists the keys that each camera's image may have.
         keys: a client's key -> camera, if its names differ.
 
     Raises WireError if a camera or the state is missing or has another type.
