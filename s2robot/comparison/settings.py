@@ -88,8 +88,6 @@ class Axis(Settings):
 
 
 class Published(Settings):
-    """A published result, as text."""
-
     name: str
     result: str
     conditions: str = ""
