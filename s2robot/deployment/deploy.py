@@ -6,6 +6,7 @@ All of this is software: a hardware emergency stop must be within reach.
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from s2robot.core.settings import Positions, from_yaml, read_some
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.operator import check_operator, keys
 from s2robot.deployment.panel import WAITING, Board
-from s2robot.deployment.session import Outcome, Rig
+from s2robot.deployment.session import Outcome, Rig, reason_of
 from s2robot.deployment.settings import read_bridge
 from s2robot.deployment.store import CAUSES, open_store
 from s2robot.deployment.trace import EpisodeLog, sampled
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.subscriber import EpisodeRecorder
 from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.operator.prompts import CONFIRM, WORD, ask
@@ -134,7 +134,7 @@ class LiveSession:
         if fault and self.session.runtime.confirmed:
             print("The arm is stopped. Inspect the arm before doing anything else.", flush=True)
         print(f"{self.board.successes} of {len(self.records)} episodes succeeded: {summary}", flush=True)
-        if stop.interrupted:
+        if stop.interrupted and not fault:
             raise KeyboardInterrupt
         return not fault
 
@@ -149,14 +149,17 @@ class LiveSession:
         if not session.operator.wait_to_start(i, self.settings.episodes):
             session.stop.request()
             return ""
-        outcome = self._act(seed)
-        if outcome is None:  # stopped on the way to the start
-            return ""
-        success = False
+        outcome, success = Outcome("stopped"), False
         try:
-            success = outcome.cause in ("steps", "ended") and session.operator.success()
-        finally:  # also after Ctrl-C at that question, since the episode was run
-            self._store(i, seed, success, outcome)
+            acted = self._act(seed)
+            if acted is None:  # stopped on the way to the start
+                return ""
+            outcome = replace(acted, cause="stopped")  # if the question is interrupted
+            success = acted.cause in ("steps", "ended") and session.operator.success()
+            outcome = acted
+        finally:  # also after a second Ctrl-C, since the episode was run
+            if session.began or outcome.fault:
+                self._store(i, seed, success, outcome)
         return outcome.fault
 
     def _act(self, seed: int) -> Outcome | None:
@@ -171,8 +174,8 @@ class LiveSession:
                     there = session.go_to(start)
                 board.doing = WAITING
                 return session.act(board.max_steps) if there else None
-        except EnvError as error:  # the arm was stopped before this was raised
-            return Outcome("fault", str(error))
+        except Exception as error:  # the arm was stopped before this was raised
+            return Outcome("fault", reason_of(error))
         finally:
             operator.rest()
 

@@ -8,6 +8,7 @@ with session.started():
 """
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -41,6 +42,14 @@ class Outcome:
     cause: str  # "steps", "ended", "stopped" or "fault"
     fault: str = ""
     result: Result | None = None  # of the control loop, if it returned one
+
+
+def reason_of(error: Exception) -> str:
+    """Return the reason of a fault; print where a driver's or policy's own error is, for its author."""
+    if isinstance(error, EnvError):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
 
 
 class ArmSession(Subscriber):
@@ -86,13 +95,15 @@ class ArmSession(Subscriber):
         """
         arm = self.arm
         stopping = EndsLoop if arm.driver.one_client else partial(arm.make_driver, gripper=False)
-        with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
-            try:
-                yield
-            finally:
-                self.operator.rest()
-        if not self.runtime.confirmed:
-            raise EnvError(UNCONFIRMED)
+        try:
+            with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
+                try:
+                    yield
+                finally:
+                    self.operator.rest()
+        finally:
+            if not self.runtime.confirmed:  # said last, whatever else has failed
+                raise EnvError(UNCONFIRMED)
 
     def begin(self) -> None:
         self.began = 0.0
@@ -123,10 +134,10 @@ class ArmSession(Subscriber):
             self.runtime.arm()
             with nullcontext() if self._over is None else self.runtime.ends_when(self._over):
                 result = self.runtime.run(max_steps)
-        except EnvError as error:
+        except Exception as error:
             if not self.began:
                 raise
-            return Outcome("fault", str(error))
+            return Outcome("fault", reason_of(error))
         finally:
             confirmed = self.runtime.driver.stop("end of the episode")
         if not confirmed:  # latched: an operator must clear it

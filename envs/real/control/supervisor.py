@@ -202,7 +202,7 @@ def _supervise(make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection
 def _try_to_stop(driver: ArmDriver | EndsLoop, reason: str) -> bool:
     """Return whether the arm acknowledged a stop. A driver whose `stop` raises has not."""
     with suppress(Exception):
-        return bool(driver.stop(reason))
+        return driver.stop(reason) is True  # an error code is no acknowledgement
     return False
 
 

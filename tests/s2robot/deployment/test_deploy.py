@@ -18,6 +18,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos.errors import DiskError
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
+from s2robot.deployment.store import CAUSES
 from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
@@ -161,6 +162,30 @@ def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_s
     told = capsys.readouterr().out
     assert told.index(f"FAULT: {fault}\n") < told.index("The arm is stopped. Inspect the arm")
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
+
+
+def test_error_of_a_driver_is_a_fault_that_keeps_the_episode(config, at_step, tmp_path, monkeypatch, capsys):
+    at_step(3, lambda: monkeypatch.setattr(XArmDriver, "status", Mock(side_effect=KeyError("mode"))))
+    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=300")) == 1
+    (record,) = json.loads((tmp_path / "summary.json").read_text())["records"]
+    assert (record["cause"], record["fault"]) == ("fault", "KeyError: 'mode'") and record["steps"] >= 3
+    assert "FAULT: KeyError: 'mode'\nThe arm is stopped." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["acting", "judging"])
+def test_interrupted_episode_is_stored_as_stopped(config, emulator, at_step, tmp_path, monkeypatch, when):
+    ctrl_c = Mock(side_effect=KeyboardInterrupt)  # while acting: a second one, which does not wait
+    if when == "acting":
+        at_step(3, ctrl_c)
+    else:
+        monkeypatch.setattr("s2robot.deployment.session.WatchingOperator.success", ctrl_c)
+    words = "live=true", f"record='{tmp_path}/real.zarr'", "bridge.loop.max_steps=4"
+    with pytest.raises(KeyboardInterrupt):
+        deploy.deploy(config(*words))
+    (record,) = json.loads((tmp_path / "summary.json").read_text())["records"]
+    assert (record["cause"], record["success"]) == ("stopped", False) and record["steps"] >= 2
+    (stored,) = EpisodeStore.open(tmp_path / "real.zarr").meta("cause")
+    assert CAUSES[stored] == "stopped" and max(np.abs(emulator("status")["velocities"])) < 0.01
 
 
 def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, capsys):

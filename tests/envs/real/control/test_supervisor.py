@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,6 +135,10 @@ def test_unacknowledged_stop_is_reported_once(driver, moving, watch, capsys):
     assert not arm.stop("operator") and not arm.confirmed and ready(moving)
     assert not arm.stop("once more")
     assert capsys.readouterr().err.splitlines() == [UNCONFIRMED]
+
+
+def test_error_code_is_no_acknowledgement_of_a_stop():
+    assert not WatchedArm(SimpleNamespace(stop=lambda why: 9), lambda: None).stop("operator")
 
 
 ALONE = """
