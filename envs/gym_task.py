@@ -206,7 +206,7 @@ class GymTask(Task):
             return bool(terminated)
         if (match := _RULE.fullmatch(rule)) and match["least"]:
             return reward >= float(match["least"])
-        check_known("task.success", [rule], ["reward>=<number>", "terminated", *info])
+        check_known("task.success, in each step's info", [rule], ["reward>=<number>", "terminated", *info])
         flag = _number("task.success", info[rule])
         expect(flag in (0, 1), "task.success", f"'{rule}' to be true or false, or 0 or 1", flag)
         return bool(flag)

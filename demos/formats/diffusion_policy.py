@@ -206,6 +206,13 @@ class ReplayBuffer(Source):
         rate = round(1 / step, 2)
         if selected and abs(selected - rate) > 0.01 * rate:  # the clock of a real robot jitters
             raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{selected:g}")
+        gaps = np.diff(np.asarray(stamps[:], np.float64).ravel())  # type: ignore[index]
+        gaps = np.delete(gaps, self._ends[:-1] - 1)  # between two episodes
+        if uneven := int((np.abs(gaps - step) > step / 2).sum()):
+            span = f"between {gaps.min():.3g} and {gaps.max():.3g} s"
+            self.notes.append(
+                f"data/timestamp: {uneven} of {len(gaps)} steps are not {step:.3g} s long, but {span}"
+            )
         return selected or rate
 
     def values_of(self, number: int) -> dict[str, Any]:

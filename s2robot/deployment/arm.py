@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from s2robot.core.errors import require
+from s2robot.core.errors import reported, require
 from s2robot.core.files import cache_dir
 from s2robot.core.run_folder import locked
 from s2robot.core.settings import read
@@ -81,7 +81,8 @@ class ConnectedArm:
             self.scene = importlib.import_module(STAND_IN).StandIn(port)
             stack.callback(self.scene.close)
         self.make_driver = driver_maker(bench, self.limits, self.scene)
-        self.driver = self.make_driver()
+        with reported("robot.driver: expected a class that can be created", kinds=(TypeError,)):
+            self.driver = self.make_driver()
         stack.callback(self.driver.close)
         self.driver.connect(bench.bridge.arm.connect_s)
         self.scene = self.driver if bench.bridge.simulated else self.scene

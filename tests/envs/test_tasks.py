@@ -212,7 +212,7 @@ def started(env):
         (lambda: make(GymSettings(id="Dial-v0", success="x", cameras=("wrist",))), "task.cameras: expected one of render, eye, got 'wrist'"),
         (lambda: make(GymSettings(id="Dial-v0", success="x", kwargs={"end": 1})), "task.id: expected .*, got 'Dial-v0'"),
         (lambda: make(GymSettings(id="CartPole-v1", success="x")), "expected continuous actions"),
-        (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success: expected .*, got 'solved'"),
+        (lambda: started(make(GymSettings(id="Dial-v0", success="solved"))).step([0.0]), "task.success, in .*: expected .*, got 'solved'"),
         (lambda: started(make(DIAL.replace(success="distance"))).step([0.0]), "task.success: expected 'distance' to be true or false"),
         (lambda: started(make(DIAL.replace(measure="state"))).step([0.0]), "task.measure: expected a number or a flag, got 'far'"),
         (lambda: make(DIAL.replace(kwargs={"dtype": "i8"})), "expected continuous actions"),

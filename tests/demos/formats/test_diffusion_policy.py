@@ -55,6 +55,13 @@ def test_buffer_is_imported(folder, form):
     assert about["rate_hz"] == 10 and [part["name"] for part in about["proprio_parts"]] == ["robot0_eef_pos"]
 
 
+def test_uneven_time_stamps_are_noted(folder, tmp_path):
+    assert not convert(folder, tmp_path / "even.zarr").notes
+    data_of(folder)["timestamp"][2:] += 0.1
+    (note,) = convert(folder, tmp_path / "out.zarr").notes
+    assert note == "data/timestamp: 1 of 5 steps are not 0.08 s long, but between 0.08 and 0.18 s"
+
+
 def test_broken_buffer_is_one_error_line(folder):
     content = (chunk := folder / "data/action/1.0").read_bytes()
     chunk.write_bytes(content[:10])

@@ -97,6 +97,7 @@ def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):
     [
         (["bridge=emulator"], "bridge.emulator.port: expected null with robot=ur5e"),
         (["robot.ip=x", "robot.driver=null"], "robot.driver: expected module:Class, got 'None'"),
+        (["robot.ip=x", "robot.driver=s2robot.envs.real.arms.driver:ArmDriver"], "robot.driver: expected a class that can be"),
         (["robot.ip=x", "robot.driver=json:JSONDecoder"], "robot.driver: expected a subclass of ArmDriver, got 'json:JSONDecoder'"),
         (["robot.ip=x", "bridge.limits.dq_max=[1,1,1,1,1,1,1]"], "bridge.limits.dq_max: expected 6 values, one per joint"),
         (["robot.ip=x", "bridge.limits.dq_max=0"], "bridge.limits.dq_max: expected > 0, got 0"),
