@@ -42,8 +42,8 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
     """Limits that the stream of joint commands never exceeds; configs/bridge/default.yaml documents each value."""
 
     # rad, the arm's own range, from its description; commands stay `margin` away from its ends
-    q_min: Joints = Field(default_factory=lambda: _xarm7("q_min"), exclude=True)
-    q_max: Joints = Field(default_factory=lambda: _xarm7("q_max"), exclude=True)
+    q_min: Joints = Field(default_factory=lambda: tuple(yaml_defaults("robot/xarm7")["q_min"]), exclude=True)
+    q_max: Joints = Field(default_factory=lambda: tuple(yaml_defaults("robot/xarm7")["q_max"]), exclude=True)
     dq_max: Rates = from_yaml()
     ddq_max: Rates = from_yaml()
     margin: float = from_yaml(ge=0)
@@ -83,10 +83,6 @@ class ArmLimits(Settings, at="bridge.limits", file="bridge/default"):
         return self.replace(**{
             key: tuple(np.minimum(getattr(self, key), cap).tolist()) for key, cap in caps.items() if cap is not None
         })  # fmt: skip
-
-
-def _xarm7(key: str) -> tuple[float, ...]:
-    return tuple(yaml_defaults("robot/xarm7")[key])
 
 
 XARM7_LIMITS = ArmLimits()  # box and table fit the cube-pick scene: another bench needs its own values
