@@ -55,8 +55,6 @@ class SafetyConfig(Settings, at="bridge.safety", file="bridge/default"):
 
 @dataclass(frozen=True)
 class Safe:
-    """The filter's answer."""
-
     q: Array  # (N,) rad, safe to send
     gripper: float | None  # opening, 0 closed to 1 open; None: no gripper command
     verdict: Verdict
@@ -233,14 +231,14 @@ class SafetyFilter:
         for part in _PARTS:
             speed = braked + part * (rejected - braked)
             if part < 1:
-                places = self._places(speed)
+                places = self.points.along(self._way(speed))
                 if self._problem(places, self._places_last) is None:
                     return speed, places
             depth = float((self._table - places[..., 2]).max())
             if depth > 0:
                 # slightly more than necessary, to compensate for the linear approximation
                 speed = self._within(speed + self._raising(self.q_last, 1.1 * depth + _RISE) / self.dt)
-                places = self._places(speed)
+                places = self.points.along(self._way(speed))
                 if self._problem(places, self._places_last) is None:
                     return speed, places
         return None
@@ -257,10 +255,6 @@ class SafetyFilter:
         """Return the joints after a period at `speed` (N,), and while braking to rest from there.  # (T, N)"""
         speeds = np.concatenate([speed[None], braking_steps(speed, self._ddq, self.dt)])
         return self.q_last + np.cumsum(speeds, 0) * self.dt
-
-    def _places(self, speed: Array) -> Array:
-        """Return the points along `_way`.  # (T, P, 3)"""
-        return self.points.along(self._way(speed))
 
     def _braked(self) -> Array:
         return np.sign(self.dq_last) * np.maximum(np.abs(self.dq_last) - self._ddq * self.dt, 0.0)

@@ -120,7 +120,7 @@ def test_the_interpolator_never_jumps(arm, seed, faults, period):
         safe = send(safety, target, age=1.0 if rng.random() < faults else 0.0)
         assert safe.verdict != Verdict.STOP
         if safe.verdict != Verdict.PASS:
-            path.follow(safe.q, safety.dq_last)
+            path.q, path.dq = safe.q, safety.dq_last
             clamped = True
 
 
