@@ -59,7 +59,7 @@ def braking_steps(speed: ArrayLike, acceleration: ArrayLike, dt: float) -> Array
 class Interpolator:
     """A path of timed waypoints and the stream that follows it.
 
-    `q` (N,) rad and `dq` (N,) rad/s are the stream's last values.
+    `q` (N,) rad and `dq` (N,) rad/s are the stream's last values; set both to those sent if the filter has changed them.
     """
 
     def __init__(self, limits: ArmLimits, grace_s: float = 0.02):
@@ -100,10 +100,6 @@ class Interpolator:
         self.dq = np.clip(np.clip(speed, -self._dq, self._dq), self.dq - change, self.dq + change)
         self.q = self.q + self.dq * self.dt
         return self.q, not self._points or now > self._points[-1][0] + self.grace_s
-
-    def follow(self, q: Array, dq: Array) -> None:
-        """Continue from the joints actually sent, after the filter has changed the stream's."""
-        self.q, self.dq = q, dq
 
     def _at(self, now: float) -> Array:
         """Return the reference at a time, (N,)."""

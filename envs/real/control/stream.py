@@ -56,7 +56,7 @@ class CommandStream:
     def resume_from_rest(self) -> None:
         """Resume from rest: the arm has come to rest because nothing was sent."""
         self.safety.rest()
-        self.path.follow(self.safety.q_last, self.safety.dq_last)
+        self.path.q, self.path.dq = self.safety.q_last, self.safety.dq_last
 
     def hold(self, reason: str) -> Safe:
         """Brake, or stay at rest; drop the current waypoints."""
@@ -130,7 +130,7 @@ class CommandStream:
         measured = state.q if self.config.live else self.safety.q_last
         safe = self.safety(q, self._opening, measured, now - state.t_mono)
         if safe.verdict != Verdict.PASS:
-            self.path.follow(safe.q, self.safety.dq_last)
+            self.path.q, self.path.dq = safe.q, self.safety.dq_last
             self._clamped = True
         return safe, late and not self.safety.dq_last.any()
 

@@ -89,7 +89,7 @@ def test_interpolation_resumes_from_the_targets_actually_sent():
     path = at_rest()
     path.push(0.0, 0.1, HOME + 0.05)
     stream(path, 0.05)
-    path.follow(HOME - 0.001, np.full(7, -0.1))
+    path.q, path.dq = HOME - 0.001, np.full(7, -0.1)
     q, _ = stream(path, 0.5, start=0.05)
     assert np.abs(q[0] - (HOME - 0.001)).max() < 0.01
     np.testing.assert_allclose(q[-1], HOME + 0.05, atol=1e-9)
