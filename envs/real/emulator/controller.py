@@ -46,18 +46,15 @@ class Motion:
         self.speed_limit = MAX_SPEED  # lower in the box's reduced mode
         self.place(joints)
 
-    def servo(self, target: np.ndarray) -> None:
-        """Go to `target` (7,) at full speed, from now."""
-        self.kind, self.goal = "servo", np.array(target, float)
+    def servo(self, target: np.ndarray, kind: str = "servo") -> None:
+        """Go to `target` (7,) at full speed, from now, or with `kind="hand"` at that of an operator's hand."""
+        self.kind, self.goal = kind, np.array(target, float)
 
     def plan(self, target: np.ndarray, speed: float, acceleration: float) -> None:
         """Go to `target` (7,) with this speed and acceleration, from now."""
         self.kind, self.goal = "plan", np.array(target, float)
         self._speed, self._acceleration = np.clip([speed, acceleration], 0.01, [MAX_SPEED, MAX_ACCELERATION])
         self._share = np.ones(7)  # fraction of both per joint, so that all joints arrive together
-
-    def hand(self, target: np.ndarray) -> None:
-        self.kind, self.goal = "hand", np.array(target, float)
 
     def stop(self, joints: np.ndarray, velocity: np.ndarray) -> None:
         """Brake and hold, from the measured `joints` and `velocity` (7,); drop the target."""
@@ -330,7 +327,7 @@ class Controller:
         """Emulate an operator who guides the arm towards `target` (7,); return False unless in manual mode."""
         if not self.ready or self.mode != MANUAL or self.limit_flags(target):
             return False
-        self.motion.hand(target)
+        self.motion.servo(target, "hand")
         return True
 
     def tick(self, dt: float) -> None:
