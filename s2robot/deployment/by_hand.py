@@ -17,8 +17,6 @@ from s2robot.evaluation.records import Journal
 
 @dataclass
 class _ByHand:
-    """Attempts of a policy that runs elsewhere; a person enters the outcomes."""
-
     name: str
     places: Sequence[str]
     seed: int

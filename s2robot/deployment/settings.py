@@ -42,8 +42,6 @@ class CameraSettings(Settings, at="bridge.cameras.hand", file="bridge/default"):
 
 
 class Bridge(Settings, at="bridge", file="bridge/default"):
-    """`bridge`: settings of everything between a policy and an arm."""
-
     speed: float = from_yaml(gt=0, le=1)
     plan_s: float | None = from_yaml(gt=0)
     supervisor_s: float = from_yaml(gt=0, lt=10)
@@ -81,8 +79,6 @@ class Bridge(Settings, at="bridge", file="bridge/default"):
 
 
 class Bench(ArmDescription, at="robot"):
-    """`robot`, with its bridge and the run directory."""
-
     bridge: Bridge
     run_dir: Path
 
