@@ -15,7 +15,7 @@ from timeit import timeit
 import numpy as np
 
 from s2robot.demos.formats.convert import as_store, convert
-from s2robot.demos.formats.export import ExportSettings, export, pieces
+from s2robot.demos.formats.export import ExportSettings, all_pieces, export
 from s2robot.demos.store import EpisodeStore
 
 seconds = partial(timeit, timer=time.process_time, number=1)  # of one call
@@ -24,10 +24,9 @@ seconds = partial(timeit, timer=time.process_time, number=1)  # of one call
 def errors(store: EpisodeStore, back: EpisodeStore) -> np.ndarray:
     """Return the mean squared error of each frame, (frames,)."""
     found, keys = [], [f"images_{name}" for name in store.cameras]
-    for i in range(len(store)):
-        for ours, theirs in zip(pieces(store, i), pieces(back, i), strict=True):
-            away = [np.square(ours[key].astype(np.float32) - theirs[key]) for key in keys]
-            found += [each.mean((1, 2, 3), dtype=np.float64) for each in away]
+    for (_, _, ours), (_, _, theirs) in zip(all_pieces(store), all_pieces(back), strict=True):
+        away = [np.square(ours[key].astype(np.float32) - theirs[key]) for key in keys]
+        found += [each.mean((1, 2, 3), dtype=np.float64) for each in away]
     return np.concatenate(found)
 
 

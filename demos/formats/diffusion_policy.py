@@ -253,7 +253,7 @@ class ReplayBuffer(Source):
 
 
 def write(store: EpisodeStore, target: Path, settings: ExportSettings, progress: Progress) -> None:
-    """Write a store as a replay buffer, zipped if the name ends in .zip (UserError: see `pieces`)."""
+    """Write a store as a replay buffer, zipped if the name ends in .zip (UserError: see `all_pieces`)."""
     if target.suffix != ".zip":
         return _write_folder(store, target, progress)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as folder:

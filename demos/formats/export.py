@@ -141,29 +141,22 @@ def check_names(names: Iterable[tuple[str, str]], path: Path) -> None:
             raise mismatch(path, "arrays with different names", f"{seen[name]} and {key}, both '{name}'")
 
 
-def all_pieces(store: EpisodeStore, progress: Progress) -> Iterator[tuple[int, int, Piece]]:
-    """Yield (episode, its first step in the piece, piece) for all episodes."""
-    for i in range(len(store)):
-        rows = store.episode_slice(i)
-        at = rows.start
-        for piece in pieces(store, i):
-            yield i, at - rows.start, piece
-            at += len(next(iter(piece.values())))
-            progress(at, store.num_steps)
+def all_pieces(store: EpisodeStore, progress: Progress = silent) -> Iterator[tuple[int, int, Piece]]:
+    """Yield (episode, its first step in the piece, piece) for all episodes, a few steps at a time.
 
-
-def pieces(store: EpisodeStore, i: int) -> Iterator[Piece]:
-    """Yield an episode's arrays a few steps at a time, with recorded or rendered images (UserError)."""
-    steps = store.episode_slice(i)
+    A piece has recorded or rendered images (UserError)."""
     sizes = camera_sizes(store, store.cameras)
-    rendered: dict[str, np.ndarray] = {}
-    if store.attrs["kind"] != "images" and store.cameras:
-        frames = episode_frames(store.path, i, store.cameras, as_image_size(sizes))
-        rendered = {f"images_{name}": images for name, images in zip(store.cameras, frames, strict=True)}
-    for rows in piece_slices(steps.start, steps.stop, sum(h * w * 3 for h, w in sizes.values())):
-        first = rows.start - steps.start
-        piece = {key: store.read(key, rows.start, rows.stop) for key in store.keys}
-        piece |= {key: frames[first : rows.stop - steps.start] for key, frames in rendered.items()}
-        for key, array in piece.items():
-            check_finite(f"{store.path}: episode {i}: {key}", array, first)
-        yield piece
+    for i in range(len(store)):
+        steps = store.episode_slice(i)
+        rendered: dict[str, np.ndarray] = {}
+        if store.attrs["kind"] != "images" and store.cameras:
+            frames = episode_frames(store.path, i, store.cameras, as_image_size(sizes))
+            rendered = {f"images_{name}": own for name, own in zip(store.cameras, frames, strict=True)}
+        for rows in piece_slices(steps.start, steps.stop, sum(h * w * 3 for h, w in sizes.values())):
+            first = rows.start - steps.start
+            piece = {key: store.read(key, rows.start, rows.stop) for key in store.keys}
+            piece |= {key: images[first : rows.stop - steps.start] for key, images in rendered.items()}
+            for key, array in piece.items():
+                check_finite(f"{store.path}: episode {i}: {key}", array, first)
+            yield i, first, piece
+            progress(rows.stop, store.num_steps)

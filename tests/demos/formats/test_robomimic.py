@@ -14,7 +14,7 @@ import pytest
 from s2robot.core.errors import UserError
 from s2robot.demos.binding import bind
 from s2robot.demos.formats.convert import read
-from s2robot.demos.formats.export import pieces
+from s2robot.demos.formats.export import all_pieces
 from s2robot.demos.formats.robomimic import world_of_file
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
@@ -303,7 +303,7 @@ def test_states_are_exported_with_their_world(tmp_path):
             task.step_physics(action)
         store.append({key: np.stack([row[key] for row in rows]) for key in rows[0]}, {"seed": 5})
     path = written(store, tmp_path / "out.hdf5")
-    back, (rendered,) = converted(path), pieces(store, 0)
+    back, ((_, _, rendered),) = converted(path), all_pieces(store)
     assert {**back.attrs, "kind": "states"} == store.attrs and back.cameras == store.cameras
     assert set(back.keys) == {*store.keys, "images_agentview"}
     for key, array in rendered.items():
