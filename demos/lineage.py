@@ -154,11 +154,6 @@ def open_copy(
     return EpisodeStore.open(out, "a")
 
 
-def began_with(demos: EpisodeStore, first: int | None) -> int:
-    """Return how many demos precede the corrections in a dataset of corrections."""
-    return len(range(len(demos))[:first])
-
-
 def left_to_try(store: EpisodeStore, begin: int, positions: range) -> tuple[range, int]:
     """Return the positions after the last corrected one, and the number corrected; demos end at episode `begin`."""
     known = [seed for seed in store.meta("seed")[begin:].tolist() if seed in positions]

@@ -19,7 +19,7 @@ from s2robot.core.errors import UserError, check_same
 from s2robot.core.provenance import policy_sha256
 from s2robot.core.settings import Positions, Settings, from_yaml, read
 from s2robot.core.workers import worker_pool
-from s2robot.demos.lineage import began_with, left_to_try, note_round, open_copy, rounds_of
+from s2robot.demos.lineage import left_to_try, note_round, open_copy, rounds_of
 from s2robot.demos.record import expert_chunks, layout_of, picker_of
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.task import Task, TaskSettings, next_action
@@ -92,7 +92,7 @@ def record_corrections(
     demos; or if it holds some of these positions with another policy or other settings.
     """
     course = _course(settings, demos, world)
-    count = began_with(demos, first)
+    count = len(demos.lengths[:first])
     store = open_copy(out, demos, count, lambda copy: copy.append_all(demos, count))
     _check_and_note_round(out, settings)
     todo, known = left_to_try(store, count, settings.positions)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from s2robot.config import DemosSettings, path_of, task_settings
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.settings import Positions, from_yaml, plain, read, read_some
-from s2robot.demos.lineage import began_with, left_to_try, note_round
+from s2robot.demos.lineage import left_to_try, note_round
 from s2robot.demos.replay import camera_sizes
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import ConnectedArm
@@ -172,7 +172,7 @@ class ArmRecording:
         if self.demos is not None:
             positions = settings.positions
             note_round(store.path, {"positions": [positions.start, positions.stop]})
-            return left_to_try(store, began_with(self.demos, self.first), positions)[0]
+            return left_to_try(store, len(self.demos.lengths[: self.first]), positions)[0]
         # a new position for each attempt of this session, after those stored by earlier sessions
         stored = [int(seed) + 1 for seed in store.meta("seed")] if len(store) else []
         begin = max([settings.seed, *stored])

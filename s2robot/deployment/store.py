@@ -8,7 +8,7 @@ import numpy as np
 
 from s2robot.core.errors import one_of
 from s2robot.core.parts import default_parts, plain
-from s2robot.demos.lineage import began_with, open_copy
+from s2robot.demos.lineage import open_copy
 from s2robot.demos.schema import JOINTS
 from s2robot.demos.store import EpisodeStore
 from s2robot.deployment.arm import Camera
@@ -70,7 +70,7 @@ def open_corrections(
     Raises DatasetError or UserError if it does not begin with the demos, or corrections cannot be appended to the demos.
     """
     _check_fits(demos, demos.cameras if cameras is None else tuple(cameras))
-    count = began_with(demos, first)
+    count = len(demos.lengths[:first])
 
     def fill(copy: EpisodeStore) -> None:
         for i in range(count):
