@@ -29,8 +29,6 @@ Episodes = Annotated[Any, AfterValidator(_count_or_list)]  # None, a count from 
 
 
 class _SplitFile(Stored, extra="forbid"):
-    """A JSON file with episodes as numbers and ranges."""
-
     train: list[int | str] | str
     validation: list[int | str] | str | None = None
 

@@ -42,8 +42,6 @@ Template = Annotated[str, AfterValidator(_template)]
 
 
 class Feature(Stored):
-    """A column of the dataset."""
-
     dtype: str
     shape: tuple[int, ...] = ()
     names: Any = None
@@ -81,16 +79,12 @@ class Info(Stored):
 
 
 class Row(Stored):
-    """A row of the episodes table."""
-
     episode_index: int
     length: int
     tasks: list[str] | str | None = None
 
 
 class Episode(NamedTuple):
-    """An episode and its files."""
-
     number: int  # in the dataset
     length: int
     tasks: list[str]

@@ -189,7 +189,6 @@ class _Writer:
         }
 
     def _features(self) -> dict[str, dict[str, Any]]:
-        """Describe each feature for info.json."""
         store, features = self._store, dict[str, dict[str, Any]]()
         for key, feature in self._numbers.items():
             names = _number_names(parts_of(store.attrs, key)) if key in NAMES else None
