@@ -24,8 +24,6 @@ warnings.filterwarnings("ignore", "There is a performance drop because we have n
 
 
 class Network(nn.Module):
-    """Pooling, body and head."""
-
     count = 1
 
     def __init__(self, spec: PolicySpec):

@@ -34,7 +34,6 @@ class HeadSizes:
 
     @property
     def action_dim(self) -> int:
-        """A."""
         return self.slots[-1][1].stop
 
 
@@ -44,16 +43,12 @@ Pending = tuple[Tensor, Tensor]
 
 @dataclass
 class HeadLoss:
-    """The outcome of a head's loss."""
-
     loss: Tensor  # ()
     estimate: Tensor  # (B, K, A) estimate of the target, for metrics; without gradient
     scalars: dict[str, Tensor] = field(default_factory=dict)  # parts of the loss, () each, without gradient
 
 
 class Head(nn.Module):
-    """Base class of the heads; see the module."""
-
     noise_shape: tuple[int, ...] = ()  # of the standard normal noise for a sample; () = deterministic
     continues = False  # whether a sample can continue pending actions
 
