@@ -140,9 +140,8 @@ class Parts:
                 middle = sum(_limits(part, a)) / 2
                 errors[f"{part.label}_accuracy"] = ((a > middle) == (b > middle)).float().mean(-1)
             elif part.kind == "rotation":
-                errors[f"{part.label}_error"] = rotations.angle(
-                    *(rotations.matrices(x, str(part.form)) for x in (a, b))
-                )
+                turned = (rotations.matrices(x, str(part.form)) for x in (a, b))
+                errors[f"{part.label}_error"] = rotations.angle(*turned)
             else:
                 errors[f"{part.label}_error"] = (a - b).abs().mean(-1)
         return errors

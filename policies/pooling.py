@@ -153,7 +153,7 @@ class AttentionPool(nn.Module):
         heat = maps.softmax(-1, dtype=torch.float32).unflatten(1, (h, q))  # (M, h, q, N)
         values = (values.transpose(0, 1) + value_position.T).unflatten(1, (h, w // h))  # (M, h, e, N)
         # heat sums to 1, so constants over all tokens can be added after pooling
-        constant = self.value.bias + (shift[h * q :] if isinstance(shift, Tensor) else shift)
+        constant = self.value.bias + shift[h * q :]
         pooled = heat @ values.mT + constant.view(h, 1, -1)  # (M, h, q, e)
         return self.out(pooled.flatten(1))
 

@@ -56,10 +56,8 @@ class Tiling:
         b, kh, kw = n // self.count, len(self.rows), len(self.columns)
         x = maps.reshape(kh, kw, b, c, h, w)
         if self.overlaps:
-            tops, lefts = (
-                [s * h // self.tile[0] for s in self.rows],
-                [s * w // self.tile[1] for s in self.columns],
-            )
+            tops = [s * h // self.tile[0] for s in self.rows]
+            lefts = [s * w // self.tile[1] for s in self.columns]
             x = _blend(x.unbind(1), lefts, dim=-1)  # (kh, B, C, h, columns)
             return _blend(x.unbind(0), tops, dim=-2)
         if maps.stride(1) == 1:  # a transformer's tokens are contiguous: copy whole tokens
