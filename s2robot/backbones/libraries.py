@@ -126,8 +126,6 @@ def call(model: nn.Module, x: Tensor) -> Any:
 
 
 class Function(nn.Module):
-    """A module that wraps a callable."""
-
     def __init__(self, function: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.function = function

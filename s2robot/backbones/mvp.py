@@ -27,8 +27,6 @@ _TIMEOUT_S = 60.0  # without a response or further bytes
 
 
 class Published(NamedTuple):
-    """A checkpoint that MVP published."""
-
     spec: ViTSpec
     file: str
     md5: str
