@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 
 from s2robot.core.errors import UserError
+from s2robot.envs.errors import EnvError
 
 
 def refuses(words: str, call: Callable, /, *args: Any, **kwargs: Any) -> None:
     """Assert that a call raises a UserError, or a kind of it, whose text matches the regular expression."""
     with pytest.raises(UserError, match=words):
+        call(*args, **kwargs)
+
+
+def fails(words: str, call: Callable, /, *args: Any, **kwargs: Any) -> None:
+    """As refuses, for an EnvError."""
+    with pytest.raises(EnvError, match=words):
         call(*args, **kwargs)

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 import pytest
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED, XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.cameras.camera import CameraReader, ReplayCamera
@@ -21,6 +20,7 @@ from s2robot.envs.tasks import import_class
 from tests.envs.real.home import HOME, OWN, described
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import NOISE
+from tests.errors import fails
 
 
 class Box(socketserver.ThreadingTCPServer):
@@ -99,14 +99,11 @@ def test_example_driver_rejects_bad_targets_stops_and_never_clears(arm, box, dri
     assert arm.stop("test")
     assert box.asked[-1] == "stop" and arm.command(HOME, None).code == REFUSED
     box.state["error"] = 31
-    with pytest.raises(EnvError, match="error 31 pending"):
-        arm.arm()
+    fails("error 31 pending", arm.arm)
     arm.close()
-    with pytest.raises(EnvError, match="connect first"):
-        arm.read()
+    fails("connect first", arm.read)
     assert not arm.stop("never raises")
-    with pytest.raises(EnvError, match="expected an arm, got none"):
-        driver("127.0.0.1:1", XARM7_LIMITS).connect(1.0)
+    fails("expected an arm, got none", driver("127.0.0.1:1", XARM7_LIMITS).connect, 1.0)
 
 
 def test_supervisor_watches_the_example_driver_which_recovers_from_a_late_answer(box, driver, monkeypatch):
@@ -121,6 +118,5 @@ def test_supervisor_watches_the_example_driver_which_recovers_from_a_late_answer
     with make() as arm:
         arm.connect(10.0)
         box.late.append(2.0)
-        with pytest.raises(EnvError, match="expected a response, got none"):
-            arm.read()
+        fails("expected a response, got none", arm.read)
         assert arm.stop("after a late answer") and arm.read().q == pytest.approx(HOME)

@@ -19,6 +19,7 @@ from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Placing, Stop, TerminalOperator
 from tests.envs.real.home import HOME
 from tests.envs.real.virtual import SLOWLY, FakeArm, VirtualClock, Watch, driven, episode
+from tests.errors import fails
 
 WORLD = CubePickConfig(cameras=("hand",))
 
@@ -79,8 +80,7 @@ def test_go_to_moves_slowly_and_opens_the_gripper(far):
 def test_faults_on_the_way_stop_the_arm(far, name, value, text):
     far.limits = XARM7_LIMITS.replace(lag_max=0.05)
     setattr(far, name, value)
-    with pytest.raises(EnvError, match=text):
-        moving(far).go_to(HOME)
+    fails(text, moving(far).go_to, HOME)
     assert len(far.stops) == 1
 
 
@@ -88,15 +88,13 @@ def test_go_to_waits_for_missing_joint_states(far):
     far.silent = lambda arm: 10 <= arm.reads < 18
     assert moving(far).go_to(HOME) and far.stops == []
     far.q, far.reads, far.silent = HOME + 0.15, 0, lambda arm: arm.reads >= 10
-    with pytest.raises(EnvError, match="joint state is gone"):
-        moving(far, speed=0.2).go_to(HOME)
+    fails("joint state is gone", moving(far, speed=0.2).go_to, HOME)
     # it stood still before
     assert len(far.stops) == 1 and np.abs(np.diff(far.sent[-3:], axis=0)).max() < 1e-9
 
 
 def test_a_target_below_the_table_is_not_reached(far):
-    with pytest.raises(EnvError, match="move: "):
-        moving(far, speed=1.0).go_to(HOME + np.array([0, 0.9, 0, 0.4, 0, -0.4, 0]))
+    fails("move: ", moving(far, speed=1.0).go_to, HOME + np.array([0, 0.9, 0, 0.4, 0, -0.4, 0]))
     low = far.limits.table_z + far.limits.table_clearance
     assert (XArm7Points().along(np.array(far.sent))[..., 2] >= low).all() and far.stopped
 
@@ -138,8 +136,7 @@ def test_nothing_moves_without_a_running_supervisor(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
-    with pytest.raises(EnvError, match="got a closed connection"):
-        runtime.run(1000)
+    fails("got a closed connection", runtime.run, 1000)
     assert arm.stopped and "got a closed connection" in runtime.fault[0]  # the fault stays
     arm.stopped, before = False, len(arm.sent)
     for runtime, reason in (
@@ -147,10 +144,8 @@ def test_nothing_moves_without_a_running_supervisor(arm):
         (made(arm, supervisor=None), "expected one"),
     ):
         for move in (lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):  # noqa: B023
-            with pytest.raises(EnvError, match=f"^supervisor: {reason}"):
-                move()
-    with pytest.raises(EnvError, match="^supervisor: expected one"):
-        runtime.arm()
+            fails(f"^supervisor: {reason}", move)
+    fails("^supervisor: expected one", runtime.arm)
     assert len(arm.sent) == before and arm.stopped
     made(arm, loop=LoopConfig(image_size=16), supervisor=None).run(1)  # a dry run needs none
 
@@ -162,12 +157,10 @@ def test_stop_is_confirmed_once_acknowledged(arm, capsys):
     runtime.stand("hands come near")
     assert watch.heard == ["stop"] and runtime.confirmed
     arm.error = 31  # the supervisor stops an arm that cannot be armed
-    with pytest.raises(EnvError, match="error 31 pending"):
-        runtime.arm()
+    fails("error 31 pending", runtime.arm)
     assert watch.heard == ["stop", "stop"] and runtime.confirmed
     watch.gone = True
-    with pytest.raises(EnvError, match="emergency stop"):
-        runtime.stand("hands come near")
+    fails("emergency stop", runtime.stand, "hands come near")
     assert not runtime.confirmed and UNCONFIRMED in capsys.readouterr().err
     arm.acknowledges = True
     runtime.stand("hands come near")
@@ -222,8 +215,7 @@ def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
     assert operator.asked[2:] == [("place", placing)]
     assert episode(runtime, 3).steps == 3 and arm.stopped
     operator.willing = False
-    with pytest.raises(EnvError, match="operator: expected a yes"):
-        runtime.ready(operator, Placing.draw(WORLD, 4))
+    fails("operator: expected a yes", runtime.ready, operator, Placing.draw(WORLD, 4))
     assert operator.asked[3:] == [("free", ())]
     arm.lawful()
 
@@ -239,8 +231,7 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
     assert operator.asked == []
     arm.acknowledges, runtime._supervisor.gone = True, False
     operator.willing = False
-    with pytest.raises(EnvError, match="operator: expected a yes"):
-        runtime.ready(operator, Placing.draw(WORLD, 3))
+    fails("operator: expected a yes", runtime.ready, operator, Placing.draw(WORLD, 3))
     assert operator.asked == [("free", runtime.fault)] and "expected finite numbers" in runtime.fault[0]
     operator.willing = True
     runtime.ready(operator, Placing.draw(WORLD, 3))
@@ -250,8 +241,7 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
 def test_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
     runtime, operator = made(arm), PromptedOperator()
     arm.clock.at(0.2, runtime.stop.request)
-    with pytest.raises(EnvError, match="stopped on the way"):
-        runtime.ready(operator, Placing(3, (0, 0), 0, HOME + 0.3))
+    fails("stopped on the way", runtime.ready, operator, Placing(3, (0, 0), 0, HOME + 0.3))
     assert arm.stopped and [name for name, _ in operator.asked] == ["free"]
     assert not runtime.loop.safety.dq_last.any() and 0.01 < np.abs(arm.q - HOME).max() < 0.25
     arm.lawful()

@@ -7,8 +7,6 @@ import mujoco
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED
 from s2robot.envs.real.arms.model import ModelPoints
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
@@ -17,6 +15,7 @@ from s2robot.envs.real.control.watchdog import State
 from s2robot.envs.real.simulated import SimulatedArm
 from tests.envs.real.home import described
 from tests.envs.real.virtual import NOISE, Calls, Film, VirtualClock
+from tests.errors import fails, refuses
 
 ROBOSUITE = Path(find_spec("robosuite").origin).parent
 LINK = """
@@ -73,8 +72,7 @@ def test_urdf_points_need_no_mesh_files(urdf):
     ],
 )  # fmt: skip
 def test_mismatched_model_is_one_error_line(change, text):
-    with pytest.raises(EnvError, match=text):
-        ModelPoints(described("ur5e", **change))
+    fails(text, ModelPoints, described("ur5e", **change))
 
 
 @pytest.mark.parametrize(
@@ -88,8 +86,7 @@ def test_mismatched_model_is_one_error_line(change, text):
     ],
 )  # fmt: skip
 def test_inconsistent_description_names_the_key(change, key):
-    with pytest.raises(UserError, match=f"^robot.{key}: expected "):
-        described("ur5e", **change)
+    refuses(f"^robot.{key}: expected ", described, "ur5e", **change)
 
 
 def test_speed_limits_are_the_lower_of_description_and_bridge():
@@ -157,8 +154,7 @@ def test_episodes_repeat_exactly_and_a_wrong_action_is_a_fault():
 def test_simulated_driver_rejects_and_stops_like_a_real_arm():
     clock, robot = VirtualClock(), described("ur5e")
     arm = SimulatedArm(robot, robot.limits(), clock=clock)
-    with pytest.raises(EnvError, match="connect first"):
-        arm.read()
+    fails("connect first", arm.read)
     arm.connect(1.0)
     q = arm.read().q
     assert arm.command(q, None).code == REFUSED and arm.status().mode != arm.armed_mode

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms import lerobot
 from s2robot.envs.real.arms.driver import OK, REFUSED
 from s2robot.envs.real.arms.geometry import ArmPoints
@@ -21,6 +19,7 @@ from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
 from tests.envs.real.home import described
 from tests.envs.real.patience import CALM
+from tests.errors import fails, refuses
 
 JOINTS = described("lerobot").joint_names
 KEYS = [f"{name}.pos" for name in (*JOINTS, "gripper")]
@@ -104,8 +103,7 @@ def test_silent_robot_is_lost_after_two_failed_reads(made):
     arm.arm()
     q, robot.silent = arm.read().q, True
     for error in (0, LOST):
-        with pytest.raises(EnvError, match="There is no status packet!"):
-            arm.read()
+        fails("There is no status packet!", arm.read)
         assert arm.status().error == error
     assert arm.command(q, None).code == GONE and not arm.stop("test")
 
@@ -113,8 +111,7 @@ def test_silent_robot_is_lost_after_two_failed_reads(made):
 def test_positions_beyond_a_turn_are_late_answers(made):
     arm = made(robot := Robot())
     robot.seen["elbow_flex.pos"] = 2900.0
-    with pytest.raises(EnvError, match="within a turn"):
-        arm.read()
+    fails("within a turn", arm.read)
     robot.seen["elbow_flex.pos"] = 29.0
     assert arm.read().error == 0
 
@@ -151,8 +148,7 @@ def test_episode_of_absolute_targets_with_the_robot_camera(made):
 def test_mismatch_with_the_robot_is_one_error_line_before_it_moves(made, changes, line):
     robot = Robot()
     robot.is_calibrated = changes.get("id") is None
-    with pytest.raises(UserError, match=line):
-        made(robot, **changes)
+    refuses(line, made, robot, **changes)
     assert not robot.sent
 
 
@@ -162,12 +158,10 @@ def test_port_in_use_or_without_permission_is_one_error_line(monkeypatch):
     check_port(port)
     with subprocess.Popen(["sleep", "60"], stdin=terminal) as other:
         text = f"^robot.port: expected {port} free, got it in use by process {other.pid}$"
-        with pytest.raises(EnvError, match=text):
-            check_port(port)
+        fails(text, check_port, port)
         other.kill()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(EnvError, match="^robot.port: expected permission"):
-        check_port(port)
+    fails("^robot.port: expected permission", check_port, port)
     os.close(controller)
     os.close(terminal)
 
@@ -224,11 +218,9 @@ def servos(tmp_path):
 def test_normalised_units_follow_the_calibration_and_ranges_must_match(made, servos):
     assert made(servos, units="normalised").read().q[2] == pytest.approx(np.pi / 4, rel=1e-3)
     for units, ends, line in (("degrees", 1.5, "units: expected norm"), ("normalised", 3.3, "q_max")):
-        with pytest.raises(EnvError, match=line):
-            made(servos, units=units, q_max=[ends] * 5)
+        fails(line, made, servos, units=units, q_max=[ends] * 5)
     servos.calibration_fpath.unlink()
-    with pytest.raises(EnvError, match="robot.id: expected a calibration file"):
-        made(servos, units="normalised")
+    fails("robot.id: expected a calibration file", made, servos, units="normalised")
 
 
 def test_stop_ignores_late_answers_and_stops_the_responsive_servos(made, servos):
@@ -272,5 +264,4 @@ def test_command_of_a_suspended_process_does_not_leave(made, servos):
 
 @pytest.mark.skipif(find_spec("lerobot") is not None, reason="LeRobot is installed")
 def test_missing_lerobot_is_one_error_line():
-    with pytest.raises(EnvError, match="^robot.type: expected LeRobot"):
-        LeRobotArm(about(), about().limits()).connect(1.0)
+    fails("^robot.type: expected LeRobot", LeRobotArm(about(), about().limits()).connect, 1.0)

@@ -20,6 +20,7 @@ from s2robot.envs.real.control.clock import now
 from s2robot.envs.real.emulator.side import free_ports
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE, arrived, wait_for
+from tests.errors import fails
 
 pytest.importorskip("xarm")
 
@@ -79,8 +80,7 @@ def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
     assert box["opening"] > 0.02
     driver.close()
     assert driver.status().connected is False
-    with pytest.raises(EnvError, match="expected connect first"):
-        driver.read()
+    fails("expected connect first", driver.read)
 
 
 def test_gripper_command_is_sent_on_change_and_after_a_stop_only(arm, emulator):
@@ -109,8 +109,7 @@ def test_arming_fails_if_the_box_is_set_to_another_tool(driver, emulator):
     ):
         driver.settings = ArmSettings(**tool)
         for arm in (driver.arm, driver.lead):
-            with pytest.raises(EnvError, match=text):
-                arm()
+            fails(text, arm)
         assert driver.command(HOME, None).code == REFUSED
     assert emulator.side("status")["state"] >= 4
     driver.settings = ArmSettings(payload=None, tcp_offset=None)  # not compared
@@ -195,8 +194,7 @@ def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, e
     settled = time.monotonic() + 0.3  # reports come five times a second
     wait_for(lambda: driver._sdk._arm._last_report_time > settled and driver._sdk.mode == 0)
     emulator.side.fault("silent_reports")
-    with pytest.raises(EnvError, match="after arming, got mode 0"):
-        getattr(driver, method)()
+    fails("after arming, got mode 0", getattr(driver, method))
     box = emulator.side("status")
     assert box["mode"] != 0 and box["state"] >= 4 and not box["ready"]
     assert driver.stopped == "could not be armed"
@@ -212,12 +210,10 @@ def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, e
         return answer
 
     monkeypatch.setattr(driver._sdk, "get_state", stopped_meanwhile)
-    with pytest.raises(EnvError, match="expected no stop while it was armed"):
-        getattr(driver, method)()
+    fails("expected no stop while it was armed", getattr(driver, method))
     assert emulator.side("status")["state"] >= 4
     assert driver.stopped and driver.command(HOME, None).code == REFUSED
-    with pytest.raises(EnvError, match="expected an opening of 0 to 1"):
-        driver.grip(1.0)
+    fails("expected an opening of 0 to 1", driver.grip, 1.0)
 
 
 def test_arm_error_is_reported_and_never_cleared(arm, emulator):
@@ -226,8 +222,7 @@ def test_arm_error_is_reported_and_never_cleared(arm, emulator):
     assert arm.command(HOME + 0.001, None).code not in (OK, REFUSED)
     assert arm.read().error == 31
     assert arm.stop("error")
-    with pytest.raises(EnvError, match="error 31 pending"):
-        arm.arm()
+    fails("error 31 pending", arm.arm)
     assert emulator.side("status")["error"] == 31
     states = arm._sdk.get_joint_states
 
@@ -237,16 +232,14 @@ def test_arm_error_is_reported_and_never_cleared(arm, emulator):
 
     arm._sdk.get_joint_states = lost_after
     assert arm.read().error == 31
-    with pytest.raises(EnvError, match="get_err_warn_code: expected code 0, got -1"):
-        arm.arm()
+    fails("get_err_warn_code: expected code 0, got -1", arm.arm)
 
 
 def test_short_answer_is_an_error_of_the_arm(arm, monkeypatch):
     """The SDK raises ValueError when it unpacks seven numbers, the angles alone, instead of 21."""
     unpack = importlib.import_module("xarm.core.utils.bytes_data").BytesData.to_fp32_list
     monkeypatch.setattr(arm._sdk._arm.arm_cmd, "get_joint_states", lambda **_: unpack([0] * 28, 21))
-    with pytest.raises(EnvError, match=r"joints \(firmware 1.9.0 or later\): "):
-        arm.read()
+    fails(r"joints \(firmware 1.9.0 or later\): ", arm.read)
 
 
 def test_hung_box_delays_calls_by_the_timeout_only(arm, emulator):
@@ -255,8 +248,7 @@ def test_hung_box_delays_calls_by_the_timeout_only(arm, emulator):
     emulator.side.fault("hang")
     begin = time.monotonic()
     assert arm.command(HOME, None).code == 3
-    with pytest.raises(EnvError, match="got 3"):
-        arm.read()
+    fails("got 3", arm.read)
     assert not arm.stop("hung")
     assert time.monotonic() - begin < 30.0
 
@@ -265,8 +257,7 @@ def test_connect_times_out_on_a_silent_box():
     begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ports = replace(free_ports(), control=mute.getsockname()[1])
-        with pytest.raises(EnvError, match="no control box: timed out"):
-            XArmDriver("127.0.0.1", ports=ports).connect(0.5)
+        fails("no control box: timed out", XArmDriver("127.0.0.1", ports=ports).connect, 0.5)
     assert time.monotonic() - begin < 30.0
 
 

@@ -12,6 +12,7 @@ from s2robot.envs.errors import EnvError
 from s2robot.envs.real.cameras.camera import CameraReader, OpenCVCamera, RealSenseCamera, ReplayCamera, fitted
 from s2robot.envs.real.control.clock import REAL, from_monotonic, now
 from tests.envs.real.patience import PATIENCE, wait_for
+from tests.errors import fails
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 24, 32, 3), np.uint8)
 
@@ -113,14 +114,12 @@ def test_missing_first_frame_is_one_error_line():
     reader = CameraReader("hand", lambda: source)
     assert reader.latest() is None and reader.age(0.0) == np.inf
     threading.Timer(0.2, source.go.release).start()
-    with pytest.raises(EnvError, match="camera hand: expected frames, got no frame within 0.05 s"):
-        reader.start(0.05)
+    fails("camera hand: expected frames, got no frame within 0.05 s", reader.start, 0.05)
 
 
 @pytest.mark.parametrize("image", [NOISE[0].astype(float), NOISE[0][..., 0], NOISE[0][..., :2], None])
 def test_invalid_images_are_rejected(read, image):
-    with pytest.raises(EnvError, match="not uint8"):
-        read((0.0, image))
+    fails("not uint8", read, (0.0, image))
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
@@ -223,17 +222,14 @@ def test_frame_stamped_by_another_clock_dates_from_the_previous_receipt(opened, 
 )
 def test_format_that_the_camera_did_not_apply_is_rejected(opened, prop, value, words):
     fake = FakeCapture({prop: value})
-    with pytest.raises(EnvError, match=words):
-        opened(fake, exposure=100.0, white_balance=4600.0)
+    fails(words, opened, fake, exposure=100.0, white_balance=4600.0)
     assert fake.released
 
 
 def test_missing_camera_or_library_is_one_error_line(opened, monkeypatch):
-    with pytest.raises(EnvError, match="camera /dev/video9: expected a V4L2 device"):
-        opened(FakeCapture(opened=False))
+    fails("camera /dev/video9: expected a V4L2 device", opened, FakeCapture(opened=False))
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)
-    with pytest.raises(EnvError, match="^pyrealsense2: expected "):
-        RealSenseCamera("123", 640, 480, 30)
+    fails("^pyrealsense2: expected ", RealSenseCamera, "123", 640, 480, 30)
 
 
 def test_realsense_frames_are_rgb_with_their_capture_time(realsense):

@@ -8,7 +8,6 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.safety import HOME, LIMITS, MOODS, NASTY, WRONG, Attacker, Judge
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS, ArmState
 from s2robot.envs.real.arms.geometry import ArmPoints, XArm7Points
 from s2robot.envs.real.arms.model import ModelPoints
@@ -16,6 +15,7 @@ from s2robot.envs.real.control.motion import Interpolator
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter, Verdict
 from s2robot.envs.real.control.stream import CommandStream, LoopConfig
 from tests.envs.real.home import described
+from tests.errors import fails
 
 POINTS = XArm7Points()
 SEEDS = st.integers(0, 2**32 - 1)
@@ -368,8 +368,7 @@ def test_an_arm_that_rests_at_a_wall_can_start_again():
     for off in (1e-4, -1e-4):
         safety.reset(safe.q + off)
         np.testing.assert_array_equal(safety.q_last, safe.q)
-    with pytest.raises(EnvError, match="outside its limits"):
-        safety.reset(safe.q + 0.01 * np.eye(7)[0])
+    fails("outside its limits", safety.reset, safe.q + 0.01 * np.eye(7)[0])
 
 
 @pytest.mark.parametrize(
@@ -381,8 +380,6 @@ def test_an_arm_that_rests_at_a_wall_can_start_again():
     ],
 )
 def test_an_arm_outside_its_limits_is_not_started(q, words):
-    with pytest.raises(EnvError, match=words):
-        started(q)
+    fails(words, started, q)
     walls = ((-0.02, 0.55), (-0.35, 0.35), (-0.2, 0.72))
-    with pytest.raises(EnvError, match=r"outside its limits \(box: elbow\)"):
-        started(limits=XARM7_LIMITS.replace(arm_box=walls))
+    fails(r"outside its limits \(box: elbow\)", started, limits=XARM7_LIMITS.replace(arm_box=walls))

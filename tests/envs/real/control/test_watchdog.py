@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2robot.core.errors import UserError
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.control.watchdog import UNSURE, Inputs, State, Watchdog, WatchdogLimits
+from tests.errors import fails, refuses
 
 GOOD = Inputs({"hand": 0.02, "left": 0.03}, state_age=0.01, mode=1)
 
@@ -85,12 +84,10 @@ def test_holding_too_long_is_a_fault():
 def test_before_the_start_a_camera_may_be_missing_but_an_error_may_not():
     watchdog = Watchdog()
     assert watchdog.update(0.0, replace(GOOD, camera_age={"hand": np.inf})) == State.IDLE
-    with pytest.raises(EnvError, match="got idle \\(camera hand is stale\\)"):
-        watchdog.start(0.0)
+    fails("got idle \\(camera hand is stale\\)", watchdog.start, 0.0)
     assert watchdog.update(0.1, replace(GOOD, mode=0)) == State.READY
     assert watchdog.update(0.2, replace(GOOD, error=1)) == State.FAULT
-    with pytest.raises(EnvError, match="got fault"):
-        watchdog.start(0.3)
+    fails("got fault", watchdog.start, 0.3)
 
 
 inputs = st.builds(
@@ -119,5 +116,4 @@ def test_only_clear_leaves_fault_and_only_start_leads_to_motion(steps):
     [*({key: 0.0} for key in WatchdogLimits.model_fields), {"state_fault": np.nan}, {"policy_hold": 2.0}],
 )
 def test_invalid_limits_are_rejected_by_name(wrong):
-    with pytest.raises(UserError, match=f"^bridge.watchdog.{next(iter(wrong))}"):
-        WatchdogLimits(**wrong)
+    refuses(f"^bridge.watchdog.{next(iter(wrong))}", WatchdogLimits, **wrong)

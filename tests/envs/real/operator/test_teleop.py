@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points
 from s2robot.envs.real.control.safety import SafetyConfig, SafetyFilter
@@ -19,6 +18,7 @@ from s2robot.envs.real.operator.teleop import Controls, Keyboard, SharedControl,
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, wait_for
 from tests.envs.real.virtual import SLOWLY, Calls, driven, episode
+from tests.errors import fails
 
 POINTS, IK = XArm7Points(), ToolIK()
 # velocities towards a pose that the arm only reaches with the tool outside the box
@@ -165,8 +165,7 @@ def test_spacemouse_motion_buttons_and_loss():
     cap.state.buttons = [0, 1]
     wait_for(lambda: controls.ended)
     cap.gone = True
-    with pytest.raises(EnvError, match="spacemouse: unplugged"):
-        wait_for(lambda: mouse.velocity() is None)
+    fails("spacemouse: unplugged", wait_for, lambda: mouse.velocity() is None)
     mouse.close()
     assert cap.closed
 
@@ -178,8 +177,7 @@ def test_missing_spacemouse_is_one_error_line(monkeypatch):
     library = SimpleNamespace(open=fail, AxisConvention=SimpleNamespace(ROS="ros"))
     for module, message in ((None, "^pyspacemouse: expected "), (library, "expected a device on USB, got")):
         monkeypatch.setitem(sys.modules, "pyspacemouse", module)
-        with pytest.raises(EnvError, match=message):
-            SpaceMouse(Controls())
+        fails(message, SpaceMouse, Controls())
 
 
 def test_keys_switch_between_operator_and_policy():
