@@ -7,14 +7,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import s2robot.envs  # noqa: F401 (registers the id)
-from s2robot.core.errors import UserError
 from s2robot.core.parts import MAX_DELTA
 from s2robot.envs.cube_config import STAGES
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
-from s2robot.envs.errors import EnvError
 from s2robot.envs.robots import ROBOTS
 from s2robot.envs.world import TABLE_HEIGHT, look_at
+from tests.errors import fails, refuses
 
 CALM = PickerConfig(kicks=(0, 0), misses=0.0)
 SIZE = 128
@@ -161,10 +160,8 @@ def test_deltas_are_clipped_and_accumulated_and_the_robot_follows(blind):
 def test_bad_actions_and_states_are_rejected_and_change_nothing(blind, bad):
     blind.reset(seed=0)
     before = blind.get_state()
-    with pytest.raises(EnvError, match=r"^action: expected finite numbers of shape \(8,\), got [^\n]*$"):
-        blind.step(bad)
-    with pytest.raises(EnvError, match=r"^state: expected \(\d+,\) for this scene, got \(\d+,\)$"):
-        blind.set_state(before[:-1])
+    fails(r"^action: expected finite numbers of shape \(8,\), got [^\n]*$", blind.step, bad)
+    fails(r"^state: expected \(\d+,\) for this scene, got \(\d+,\)$", blind.set_state, before[:-1])
     assert np.array_equal(before, blind.get_state())
 
 
@@ -221,8 +218,7 @@ ABOVE, BELOW = (0.1, 0, 0.8), (0, 0, 0)
     ],
 )
 def test_wrong_settings_are_one_error_line(settings, words):
-    with pytest.raises(UserError, match=f"^{words}"):
-        CubePick(**settings)
+    refuses(f"^{words}", CubePick, **settings)
 
 
 def test_rehearsal_restores_the_missed_grasp_flag(blind):

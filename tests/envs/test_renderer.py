@@ -14,12 +14,12 @@ import s2robot.envs
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import PickerConfig
-from s2robot.envs.errors import EnvError
 from s2robot.envs.gl import choose_gl, require_simulator
 from s2robot.envs.meshes import coarse_meshes
 from s2robot.envs.renderer import OffscreenRenderer, outside_view
 from s2robot.envs.tasks import make, register_user_task
 from tests.envs.test_cube_pick import picked, states_of
+from tests.errors import fails
 
 SIZE = 128
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system brings OpenGL")
@@ -176,8 +176,7 @@ def test_egl_is_preferred_to_osmesa_and_a_missing_library_is_named(monkeypatch, 
     monkeypatch.setenv("MUJOCO_GL", requested)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: name if name in present else None)
     if ":" in expected:
-        with pytest.raises(EnvError, match=expected):
-            choose_gl()
+        fails(expected, choose_gl)
     else:
         assert choose_gl() == expected == os.environ["MUJOCO_GL"]
 
@@ -190,6 +189,5 @@ def test_wrong_mujoco_gl_fails_in_one_line_only_when_a_world_is_made(monkeypatch
         importlib.reload(s2robot.envs)
     mine = partial(register_user_task, "mine", "nowhere:Mine")
     for world in (partial(make, CubePickConfig(), draw=False), mine, require_simulator):
-        with pytest.raises(EnvError, match="^MUJOCO_GL: expected one of egl"):
-            world()
+        fails("^MUJOCO_GL: expected one of egl", world)
     assert "mujoco" not in sys.modules

@@ -11,11 +11,10 @@ from gymnasium.utils.env_checker import check_env
 
 from s2robot.core.errors import UserError
 from s2robot.demos.record import record
-from s2robot.envs.errors import EnvError
 from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.tasks import make, make_cached, register_user_task, settings_of
 from s2robot.evaluation.rollouts import World
-from tests.errors import refuses
+from tests.errors import fails, refuses
 from tests.inline import do_inline
 
 
@@ -190,8 +189,7 @@ def test_images_of_other_shapes_or_types_are_rejected(low, high, shape, dtype, m
     dial = Dial()
     dial.observation_space["eye"] = gymnasium.spaces.Box(low, high, shape, dtype)
     monkeypatch.setattr("s2robot.envs.gym_task._create", lambda settings: dial)
-    with pytest.raises(EnvError, match=r"task.cameras: 'eye': expected uint8 \(H, W, 3\), got "):
-        make(DIAL)
+    fails(r"task.cameras: 'eye': expected uint8 \(H, W, 3\), got ", make, DIAL)
 
 
 def with_parts(env, size: int):

@@ -25,6 +25,7 @@ from s2robot.envs.real.emulator.stand_in import EmulatedOperator
 from s2robot.envs.real.operator.prompts import Stop, TerminalOperator
 from s2robot.evaluation.records import read_records, read_summary
 from tests.envs.real.virtual import Calls
+from tests.errors import refuses
 
 pytest.importorskip("xarm")
 
@@ -128,8 +129,7 @@ def test_a_fault_fails_its_episode_and_the_next_one_runs(config, emulator, tmp_p
 def test_wrong_settings_are_one_error_line_and_nothing_moves(config, emulator, monkeypatch, overrides, text):
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     begin = time.monotonic()
-    with pytest.raises(UserError, match=re.escape(text)):
-        verbs.evaluate(config(*overrides))
+    refuses(re.escape(text), verbs.evaluate, config(*overrides))
     assert emulator.commands(begin) == []
 
 
@@ -183,8 +183,7 @@ def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
         found = evaluation(stack, cfg, operator=Person(ask), read_keys=lambda on_key: nullcontext())
         press = Calls(step=lambda step: len(found.log.actions) == 3 and found.session.operator.on_key("y"))
         found.session.runtime.loop.subscribers.append(press)
-        with pytest.raises(UserError, match="operator: expected a yes"):
-            found.run()
+        refuses("operator: expected a yes", found.run)
     (r,) = records(tmp_path)
     assert r["success"] and 3 <= r["steps"] <= 5 and r["time_to_success_s"] > 0.4 and r["closest_m"] is None
     assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()
@@ -196,5 +195,4 @@ def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
 
 def test_scene_changes_are_rejected_on_a_real_arm():
     check_world(CubePickConfig(cube_size=0.03), None)
-    with pytest.raises(UserError, match="env.clutter: expected 0 on an arm"):
-        check_world(CubePickConfig(clutter=3), None)
+    refuses("env.clutter: expected 0 on an arm", check_world, CubePickConfig(clutter=3), None)

@@ -17,6 +17,7 @@ from s2robot.envs.real.control.watchdog import UNSURE, State
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import NOISE, SLOWLY, Calls, FakeArm, Film
+from tests.errors import fails
 from tests.s2robot.pictures import attributes_of
 
 POINTS = XArm7Points()
@@ -124,8 +125,7 @@ def test_loop_does_not_move_the_arm_after_a_gap(arm, cameras, clock, when):
     result = loop.run(max_steps=80)
     assert (result.cause, result.state) == ("fault", State.FAULT)
     assert len(arm.sent) == gone[0] and len(arm.stops) == 1
-    with pytest.raises(EnvError, match="got fault"):
-        loop.run(max_steps=1)
+    fails("got fault", loop.run, max_steps=1)
 
 
 class Blocked(FakeArm):
@@ -314,8 +314,7 @@ def test_late_policy_holds_and_hung_policy_is_a_fault_blocking_new_episodes(arm,
     loop.watchdog.clear(clock.now())
     arm.arm(), arm.stops.clear()
     sent = len(arm.sent)
-    with pytest.raises(EnvError, match="no answer within 0.3 s; nothing has moved"):
-        loop.run(max_steps=1)
+    fails("no answer within 0.3 s; nothing has moved", loop.run, max_steps=1)
     assert len(arm.sent) == sent
     released.append(True)
     arm.arm(), arm.stops.clear()
@@ -391,8 +390,7 @@ def test_failures_before_the_start_move_nothing(arm, cameras, act, ends, reason)
         cameras["hand"].end()
         arm.clock.sleep(0.1)
     act, config = act or (lambda: arm.clock.sleep(1)), {"ready_s": 1e9, "warm_up_s": 0.1}
-    with pytest.raises(EnvError, match=reason):
-        made(arm, cameras, lambda o: act(), CALM.replace(camera_hold=0.05), config=config).run(1)
+    fails(reason, made(arm, cameras, lambda o: act(), CALM.replace(camera_hold=0.05), config=config).run, 1)
     assert arm.sent == []
 
 

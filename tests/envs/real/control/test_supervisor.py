@@ -15,6 +15,7 @@ from s2robot.envs.real.arms.xarm import XArmDriver
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, Supervisor, WatchedArm
 from s2robot.envs.real.emulator.side import free_ports
 from tests.envs.real.patience import PATIENCE, wait_for
+from tests.errors import fails
 
 pytest.importorskip("xarm")
 
@@ -77,16 +78,14 @@ def test_hung_loop_is_stopped_even_if_the_supervisor_is_signalled(moving, watch)
     assert os.getsid(supervisor.process.pid) == supervisor.process.pid
     wait_for(lambda: not ready(moving), "a stop")
     supervisor.process.join(PATIENCE)
-    with pytest.raises(EnvError, match=r"got its stop \(no heartbeat for 2 s\)"):
-        beat_on(supervisor)
+    fails(r"got its stop \(no heartbeat for 2 s\)", beat_on, supervisor)
 
 
 def test_beat_fails_when_the_supervisor_has_lost_the_arm(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     moving.side.fault("drop")
-    with pytest.raises(EnvError, match=r"got its stop \(the supervisor's connection to the arm broke\)"):
-        beat_on(supervisor)
+    fails(r"got its stop \(the supervisor's connection to the arm broke\)", beat_on, supervisor)
 
 
 def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch):
@@ -98,8 +97,7 @@ def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch
         wait_for(supervisor._pipe.poll, "an answer")
     os.kill(supervisor.process.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(EnvError, match="got no answer for 0.5 s"):
-            beat_on(supervisor)
+        fails("got no answer for 0.5 s", beat_on, supervisor)
     finally:
         supervisor.process.kill()
 

@@ -18,6 +18,7 @@ from s2robot.envs.real.emulator.side import HOST, Ports, SideChannel, free_ports
 from s2robot.envs.real.emulator.stand_in import StandIn
 from tests.envs.real import home
 from tests.envs.real.patience import arrived, wait_for
+from tests.errors import fails
 
 ANSWER_S = 30.0
 HOME = home.HOME.tolist()  # JSON and the SDK require lists
@@ -69,8 +70,7 @@ def test_side_channel_recovers_after_a_late_answer(emulator):
     with SideChannel(emulator.ports.side, 0.5) as side:
         emulator.process.send_signal(signal.SIGSTOP)
         try:
-            with pytest.raises(EnvError, match="no answer to 'cameras'"):
-                side("cameras")
+            fails("no answer to 'cameras'", side, "cameras")
         finally:
             emulator.process.send_signal(signal.SIGCONT)
         side._timeout_s = ANSWER_S
@@ -79,8 +79,7 @@ def test_side_channel_recovers_after_a_late_answer(emulator):
 
 def test_wrong_emulator_port_is_one_error_line(emulator):
     for port in (emulator.ports.control, emulator.ports.report):
-        with pytest.raises(EnvError, match="^[^\n]*expected a running .*, got no [^\n]*$"):
-            StandIn(port)
+        fails("^[^\n]*expected a running .*, got no [^\n]*$", StandIn, port)
 
 
 def test_bad_headers_close_only_their_connection_and_modbus_is_answered(emulator):
@@ -149,8 +148,7 @@ def test_commands_that_the_sdk_lets_through(arm, emulator):
     ],
 )  # fmt: skip
 def test_unknown_faults_and_settings_are_one_error_line(emulator, name, settings, message):
-    with pytest.raises(EnvError, match=message):
-        emulator.side.fault(name, **settings)
+    fails(message, emulator.side.fault, name, **settings)
 
 
 def test_commands_of_a_dropped_connection_to_a_hung_box_never_execute(arm, emulator):

@@ -14,6 +14,7 @@ from s2robot.envs.real.emulator.scene import ScenePlant, SceneRenderer
 from s2robot.envs.real.emulator.stand_in import EmulatedCamera
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import PATIENCE
+from tests.errors import fails
 
 ENV = {"image_size": 64, "cameras": ["hand", "left"]}
 
@@ -75,10 +76,8 @@ def test_frames_arrive_over_loopback_with_faults_on_demand(emulator, monkeypatch
     (first, image), (second, _) = camera.read(), camera.read()
     assert image.shape == (64, 64, 3) and image.std() > 5 and 0 < second - first and now() - second < PATIENCE
 
-    with pytest.raises(EnvError, match="camera_stale: expected one of hand, left"):
-        side.fault("camera_stale", camera="front")
-    with pytest.raises(EnvError, match="KeyError: 'front'"):
-        EmulatedCamera(emulator.ports.side, "front", PATIENCE)
+    fails("camera_stale: expected one of hand, left", side.fault, "camera_stale", camera="front")
+    fails("KeyError: 'front'", EmulatedCamera, emulator.ports.side, "front", PATIENCE)
     side.fault("camera_freeze", camera="hand")
     frozen = [camera.read()[1] for _ in range(2)][1]
     side("reset_scene", seed=5, cube_xy=[0, 0])
@@ -102,6 +101,5 @@ def test_scene_over_the_side_channel(emulator):
     assert emulator.side("scene")["cube_pose"][:2] == pytest.approx(answer["cube_pose"][:2], abs=1e-3)
     assert len(answer["start_joints"]) == 7 and answer["stage"] == "approach"
     for wrong in ({"seed": -1}, {"cube_xy": [1]}, {"cube_yaw": "x"}, {"colour": 1}, {"cube_xy": [0, 99]}):
-        with pytest.raises(EnvError, match="bridge.emulator.port="):
-            emulator.side("reset_scene", **wrong)
+        fails("bridge.emulator.port=", emulator.side, "reset_scene", **wrong)
     assert emulator.side("scene")["env"]["env_config"]["image_size"] == 64
