@@ -40,7 +40,8 @@ PAGES = (
     *(f"docs/results/{name}/README.md" for name in ("outside", "s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
-PRIMARY = {"s2": [("s2", "two")], "size": [("two", "one"), ("s2", "two")]}  # of docs/results/protocol.md
+# of docs/results/protocol.md
+PRIMARY = {"s2": [("s2", "two")]} | dict.fromkeys(("size", "distance"), [("two", "one"), ("s2", "two")])
 ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on

@@ -8,6 +8,7 @@ exists once it is done. A job ends when this process ends, because its standard 
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -41,6 +42,7 @@ class Job:
     overrides: Sequence[str]
     stamp: Path  # common path of its files, without their suffixes
     needs: Sequence["Job"] = ()  # jobs to finish first; they are run too
+    root: Path | None = None  # folder of all jobs, which may be moved between two runs
     lines: tuple[Path, int] | None = None  # file and line count when done; a shorter evaluation may follow
 
     @property
@@ -51,8 +53,9 @@ class Job:
         return self.stamp.with_name(f"{self.stamp.name}.{suffix}")
 
     def claim(self) -> None:
-        """Store the command, without threads and engine; UserError if the stamp belongs to another command."""
-        claim(self.file("json"), {"command": self.command}, REMEDY)
+        """Store the command, without threads, engine and root; UserError if the stamp belongs to another command."""
+        portable = re.sub(rf"={re.escape(str(self.root))}(?=/| |$)", "=<run>", self.command)
+        claim(self.file("json"), {"command": portable}, REMEDY)
 
     def is_done(self) -> bool:
         """Return whether the job is done; UserError if the stamp belongs to another job."""

@@ -171,7 +171,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
         if settings.records:
             used = Lineage(positions={"recorded": recorded})
             used.refuse(plan.positions, out / "demos.zarr", "evaluate.seed")
-            return replace(plan, main=World(out, recording=_recording(out, "", common)))
+            return replace(plan, main=World(out, recording=_recording(out, "", common, out)))
         demos = demos_of(plan)
         Lineage().trained_on(demos, ()).refuse(plan.positions, demos.path, "evaluate.seed")
         return replace(plan, demos=demos.fingerprint)
@@ -204,15 +204,15 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
         root, label = plan.out / "axes" / name / str(value), f"{name} {value}, "
         words, recording = [f"{axis.key}={value}"], None
         if axis.record:
-            recording = _recording(root, label, [*plan.common, *words])
+            recording = _recording(root, label, [*plan.common, *words], plan.out)
             words.append(f"demos.path={word(root / 'demos.zarr')}")
         worlds.append(World(root, label, tuple(words), recording, value, trains=axis.record or axis.train))
     return default, worlds
 
 
-def _recording(root: Path, label: str, words: Sequence[str]) -> Job:
+def _recording(root: Path, label: str, words: Sequence[str], out: Path) -> Job:
     own = (*overrides_for("record", words), f"out={word(root / 'demos.zarr')}")
-    return _job(f"{label}demos: record", "record", own, root / "record")
+    return _job(f"{label}demos: record", "record", own, root / "record", out)
 
 
 def training(plan: Plan, world: World) -> Policies:
@@ -225,13 +225,13 @@ def training(plan: Plan, world: World) -> Policies:
         if not settings_of("train", words).train.tune.blocks:  # tuned arms compute their own features
             reads = tuple(overrides_for("encode", words))
             name, stamp = f"{world.label}{arm.name}: encode", world.root / "encode" / arm.name / "encode"
-            encoded.setdefault(reads, _job(name, "encode", reads, stamp, needs))
+            encoded.setdefault(reads, _job(name, "encode", reads, stamp, plan.out, needs))
             needs = (encoded[reads],)
         for seed in plan.seeds:
             own = overrides_for("train", [*words, f"train.seed={seed}"])
             stamp = plan.folder(world, arm, seed) / "train"
             name = f"{world.label}{arm.name} seed {seed}: train"
-            jobs[arm.name, seed] = _job(name, "train", own, stamp, needs)
+            jobs[arm.name, seed] = _job(name, "train", own, stamp, plan.out, needs)
     return jobs
 
 
@@ -244,15 +244,17 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
         own = overrides_for("evaluate", [*own, f"evaluate.episodes={episodes}"])
         words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
         name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
-        job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", (policy,))
+        job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", plan.out, (policy,))
         jobs.append(replace(job, lines=(folder / "episodes.jsonl", episodes)))
     return jobs
 
 
-def _job(name: str, verb: str, words: Sequence[str], stamp: Path, needs: tuple[Job, ...] = ()) -> Job:
+def _job(
+    name: str, verb: str, words: Sequence[str], stamp: Path, root: Path, needs: tuple[Job, ...] = ()
+) -> Job:
     # an arm's stages share a folder, but have separate config folders in it
     folders = f"hydra.run.dir={word(stamp.parent)}", f"hydra.output_subdir=.hydra-{verb}"
-    return Job(name, verb, (*words, *folders), stamp, needs)
+    return Job(name, verb, (*words, *folders), stamp, needs, root)
 
 
 def read_runs(plan: Plan, world: World, episodes: int) -> Runs:

@@ -38,6 +38,7 @@ from s2robot.evaluation.records import mean_interval, read_records, wilson
 UNDECIDED = 3  # exit code
 _COUNTS = re.compile(r"(?:(?P<label>[^:/]+):)?(?P<successes>\d+)/(?P<trials>\d+)")
 _METHOD = "independent trials, Newcombe's interval, Barnard's exact test (Fisher's for many trials)"
+_MOST = 10_000_000  # trials of an arm
 _TABLES = 4_000_000  # Barnard's test lists all tables up to this number
 _CHANCES = 400  # points of its grid
 _OUTSIDE = 1e-4  # probability that the pooled success rate is outside the grid, see `barnard`
@@ -137,8 +138,10 @@ def read_arms(word: str) -> list[Arm]:
     """Return the arms of `[<name>:]74/80` or `[<name>:]<file or folder>`. UserError for anything else, or a broken file."""
     if counts := _COUNTS.fullmatch(word):
         successes, trials = int(counts["successes"]), int(counts["trials"])
-        if successes > trials or trials == 0:
-            raise UserError(f"trials: expected successes/trials such as 74/80, got {word}")
+        if successes > trials or not 0 < trials <= _MOST:
+            raise UserError(
+                f"trials: expected successes/trials such as 74/80, up to {_MOST:,} trials, got {word}"
+            )
         return [Arm(counts["label"] or word, np.arange(trials)[None] < successes, None)]
     label, colon, location = word.partition(":")
     path = Path(location if colon and not Path(word).exists() else word)
@@ -151,7 +154,7 @@ def read_arms(word: str) -> list[Arm]:
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_run}
     one_of(f"{path}: suffix", path.suffix, readers)
     if not (rows := readers[path.suffix](path)):
-        raise UserError(f"{path}: expected per_episode or per_task (JSON) or other trials, got none")
+        raise UserError(f"{path}: expected one trial or more (JSON: per_episode or per_task), got none")
     own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
     arms = dict.fromkeys(row.arm for row in rows)
     return [_arm(path, arm or own, [row for row in rows if row.arm == arm]) for arm in arms]

@@ -64,5 +64,9 @@ def test_finished_job_is_skipped_and_a_different_one_is_rejected(tmp_path):
     assert not job.is_done()  # as after a shorter evaluation
     lines.write_text("1\n2\n3\n")
     run_jobs([job], 1, 1)  # would fail if it ran
+    found = lambda out: Job("j", "inspect", [f"run={out}", f"old={out}/x"], out / "j", root=out)  # noqa: E731
+    found(tmp_path / "a").claim()
+    (tmp_path / "a").rename(tmp_path / "moved")
+    found(tmp_path / "moved").claim()
     other = Job("j", "inspect", ["run=more"], tmp_path / "j")
     refuses("j.json: command: expected .*none .*, got .*more; .*hydra.run.dir", run_jobs, [other], 1, 1)
