@@ -87,7 +87,8 @@ def _outcomes(records: Sequence[Record], task: Task, summary: Mapping[str, Any])
         later = [r for r in records if r["success"] or stages.index(r["stage"]) >= i]
         rows.append([stage, str(len(later)), str(len(lost))])
     layouts = plots.layouts([("", groups)], task.settings, summary)
-    yield page.figure(layouts, "table", "Outcomes by layout", "Where episodes succeeded and failed")
+    if layouts.axes[0].has_data():  # not every task has a layout
+        yield page.figure(layouts, "table", "Outcomes by layout", "Where episodes succeeded and failed")
     yield "table", ("stage", "reached", "failed there"), rows, 1
     if rates := summary.get("by_task"):
         heads = ("task", "success", "95 % interval", "episodes")
