@@ -158,7 +158,7 @@ def test_box_plans_in_online_mode_and_ctrl_c_at_a_prompt_loses_nothing(terminal,
     output, status = deploy.end()
     assert status == 130, output
     (record,) = json.loads((tmp_path / "run" / "summary.json").read_text())["records"]
-    assert (record["cause"], record["steps"], record["success"]) == ("steps", 2, False)
+    assert (record["cause"], record["steps"], record["success"]) == ("stopped", 2, False)
     found = arrived(box, begin)
     assert {c["name"] for c in found} == {"MOVE_JOINT"} and not any(c["unsafe"] for c in found)
 
