@@ -109,7 +109,7 @@ def terminal(box, slow_policy, calm, pictures, tmp_path):
 
     def start(*more):
         command = [sys.executable, "-c", DEPLOY, box.ports.to_json(), "--live", "hydra.run.dir=run", *words]
-        opened.append(Terminal([*command, "bridge.home.speed=0.3", *more], tmp_path))
+        opened.append(Terminal([*command, "bridge.home.speed=0.3", "bridge.speed=0.1", *more], tmp_path))
         return opened[-1]
 
     yield start
