@@ -40,7 +40,7 @@ PAGES = (
     *(f"docs/results/{name}/README.md" for name in ("outside", "s2", "table10")),
 )
 ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflops_per_frame", "ms_per_action")
-# of docs/results/protocol.md
+# primary comparisons of docs/results/protocol.md
 PRIMARY = {"s2": [("s2", "two")]} | dict.fromkeys(("size", "distance"), [("two", "one"), ("s2", "two")])
 ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there

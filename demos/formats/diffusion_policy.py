@@ -195,7 +195,8 @@ class ReplayBuffer(Source):
         stamps, selected, step = self._arrays.get("timestamp"), self.choice.rate_hz, 0.0
         where = f"{self.path}: data/timestamp"
         if stamps is not None and self._ends[0] > 1:
-            step = float(np.median(np.diff(np.asarray(stamps[: int(self._ends[0])], np.float64).ravel())))
+            times = np.asarray(stamps[:], np.float64).ravel()
+            step = float(np.median(np.diff(times[: int(self._ends[0])])))
         self._use_timestamps = 1e-3 <= step <= 2  # else they do not increase, or are not in s
         if not self._use_timestamps:
             if selected is None:
@@ -206,8 +207,7 @@ class ReplayBuffer(Source):
         rate = round(1 / step, 2)
         if selected and abs(selected - rate) > 0.01 * rate:  # the clock of a real robot jitters
             raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{selected:g}")
-        gaps = np.diff(np.asarray(stamps[:], np.float64).ravel())  # type: ignore[index]
-        gaps = np.delete(gaps, self._ends[:-1] - 1)  # between two episodes
+        gaps = np.delete(np.diff(times), self._ends[:-1] - 1)  # without those between two episodes
         if uneven := int((np.abs(gaps - step) > step / 2).sum()):
             span = f"between {gaps.min():.3g} and {gaps.max():.3g} s"
             self.notes.append(

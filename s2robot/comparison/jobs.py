@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -54,8 +54,9 @@ class Job:
 
     def claim(self) -> None:
         """Store the command, without threads, engine and root; UserError if the stamp belongs to another command."""
-        portable = re.sub(rf"={re.escape(str(self.root))}(?=/| |$)", "=<run>", self.command)
-        claim(self.file("json"), {"command": portable}, REMEDY)
+        inside = rf"=('?){re.escape(str(self.root))}(|/.*)\1$"
+        portable = replace(self, overrides=[re.sub(inside, r"=<run>\2", word) for word in self.overrides])
+        claim(self.file("json"), {"command": portable.command}, REMEDY)
 
     def is_done(self) -> bool:
         """Return whether the job is done; UserError if the stamp belongs to another job."""

@@ -46,7 +46,7 @@ class Outcome:
 
 def reason_of(error: Exception) -> str:
     """Return the reason of a fault; print where a driver's or policy's own error is, for its author."""
-    if isinstance(error, EnvError):
+    if isinstance(error, UserError):
         return str(error)
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 
 from s2robot.comparison.jobs import Job, run_jobs
+from s2robot.comparison.plan import word
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import locked
@@ -64,9 +65,10 @@ def test_finished_job_is_skipped_and_a_different_one_is_rejected(tmp_path):
     assert not job.is_done()  # as after a shorter evaluation
     lines.write_text("1\n2\n3\n")
     run_jobs([job], 1, 1)  # would fail if it ran
-    found = lambda out: Job("j", "inspect", [f"run={out}", f"old={out}/x"], out / "j", root=out)  # noqa: E731
-    found(tmp_path / "a").claim()
-    (tmp_path / "a").rename(tmp_path / "moved")
-    found(tmp_path / "moved").claim()
+    for out in (tmp_path / "a", tmp_path / "moved to"):
+        words = [f"run={word(out)}", f"old={word(out / 'x')}"]
+        Job("j", "inspect", words, out / "j", root=out).claim()
+        if not (moved := tmp_path / "moved to").exists():
+            out.rename(moved)
     other = Job("j", "inspect", ["run=more"], tmp_path / "j")
     refuses("j.json: command: expected .*none .*, got .*more; .*hydra.run.dir", run_jobs, [other], 1, 1)

@@ -164,12 +164,19 @@ def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_s
     assert max(np.abs(emulator("status")["velocities"])) < 0.01
 
 
-def test_error_of_a_driver_is_a_fault_that_keeps_the_episode(config, at_step, tmp_path, monkeypatch, capsys):
-    at_step(3, lambda: monkeypatch.setattr(XArmDriver, "status", Mock(side_effect=KeyError("mode"))))
+@pytest.mark.parametrize(
+    ("error", "fault"), [(KeyError("mode"), "KeyError: 'mode'"), (DiskError("disk is full"), "disk is full")]
+)
+def test_error_while_acting_is_a_fault_that_keeps_the_episode(
+    config, at_step, tmp_path, monkeypatch, capsys, error, fault
+):
+    at_step(3, lambda: monkeypatch.setattr(XArmDriver, "status", Mock(side_effect=error)))
     assert deploy.deploy(config("live=true", "bridge.loop.max_steps=300")) == 1
     (record,) = json.loads((tmp_path / "summary.json").read_text())["records"]
-    assert (record["cause"], record["fault"]) == ("fault", "KeyError: 'mode'") and record["steps"] >= 3
-    assert "FAULT: KeyError: 'mode'\nThe arm is stopped." in capsys.readouterr().out
+    assert (record["cause"], record["fault"]) == ("fault", fault) and record["steps"] >= 3
+    told = capsys.readouterr()
+    assert f"FAULT: {fault}\nThe arm is stopped." in told.out
+    assert ("Traceback" in told.err) == isinstance(error, KeyError)  # of a bug, not of a user's mistake
 
 
 @pytest.mark.parametrize("when", ["acting", "judging"])
