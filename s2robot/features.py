@@ -1,13 +1,13 @@
 """Compute the features of a dataset, or read them from the cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from s2robot.core.errors import check_same
+from s2robot.core.errors import UserError, check_same
 from s2robot.core.files import cache_dir
 from s2robot.core.progress import bar
 from s2robot.core.settings import Settings, from_yaml
@@ -82,6 +82,7 @@ def _encode(
     encoder.to(device)
     if not cache.missing():
         return cache.features, cache
+    _check_repeats(encoder, sizes)
     world = world_of_demos(store) if store.attrs["kind"] == "states" else None
     workers, threads = settings.shares()
     options = cameras, as_image_size(sizes), world
@@ -111,6 +112,17 @@ def _encode(
         features = cache.build(made, encode, update, lambda count: named(store.fingerprint_of_first(count)))
     torch.set_num_threads(previous_threads)
     return features, cache
+
+
+def _check_repeats(encoder: S2Encoder, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """UserError if equal frames get other features, as from a model that draws or counts: a rollout would see others."""
+    frames = [np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8) for size in sizes.values()]
+    first, again = (encoder.encode_cameras(frames).float() for _ in range(2))
+    if not torch.allclose(first, again, rtol=1e-2, atol=1e-2 * float(first.abs().mean())):
+        gap = float((first - again).abs().max())
+        raise UserError(
+            f"{encoder.name}: expected equal features of equal frames, got a difference of up to {gap:.2g}"
+        )
 
 
 def _frames(episode: int, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:

@@ -62,6 +62,9 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     print("\n".join(lines))
     if experiment.stopping.enabled or len(plan.pairs) > 1:
         print("note: that holds for a single pair without early stopping; otherwise, the test detects less")
+    # once outcomes were looked at, the interval of a fixed number of positions would be too narrow
+    if experiment.stopping.enabled or (plan.out / "stopping.json").exists():
+        claim(plan.out / "stopping.json", experiment.stopping.model_dump(), REMEDY)
     for arm in plan.arms:  # the files at a path may change between two runs
         words = [*plan.common, *arm.overrides]  # the same ones may give other settings, in your own files
         trained = {key: plain(planning.settings_of("train", words)[key]) for key in ("policy", "train")}

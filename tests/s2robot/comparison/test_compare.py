@@ -95,6 +95,9 @@ def test_single_arm_has_a_page_without_pairs(tmp_path, monkeypatch):
     assert [arm["name"] for arm in found["arms"]] == ["one"]
     assert not found["pairs"] and found["stopping"] is None
     assert "Arm against arm" not in write_compare_report(OUT).read_text()
+    words = [f"run_dir={OUT}", *WORDS, "arms=[one]", "experiment.stopping.enabled=false"]
+    with pytest.raises(UserError, match="enabled: expected True as when the run began, got False"):
+        compare_stubs(*planned(words, WORDS[1:2]), monkeypatch)
     inputs = OUT / "arms/one/inputs.json"  # as of other settings in the user's own files
     inputs.write_text(re.sub('"steps": [0-9]+', '"steps": 3', inputs.read_text()))
     with pytest.raises(UserError, match="train.steps: expected 3 as when the run began, got"):

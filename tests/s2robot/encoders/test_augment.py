@@ -1,14 +1,17 @@
 """Augmented copies: what is disturbed, what is encoded, and what training does with it."""
 
 import numpy as np
+import pytest
 import torch
 
 from s2robot import pipeline
+from s2robot.core.errors import UserError
 from s2robot.demos.mix import Mix
 from s2robot.demos.replay import episode_frames
 from s2robot.demos.store import EpisodeStore
 from s2robot.encoders.augment import augmented
 from s2robot.encoders.build import build_encoder
+from s2robot.encoders.encoder import S2Encoder
 from s2robot.features import FeaturesSettings, encode_demos
 from tests.configs import composed
 
@@ -46,3 +49,18 @@ def test_copies_follow_the_features_of_all_datasets(recorded, tiny_encoder, tmp_
 def test_frozen_features_read_by_attention_are_augmented_by_default():
     for word, copies in (("s2=s2", 1), ("policy=rnn", 0), ("encoder=resnet18", 0), ("features.augment=3", 3)):
         assert pipeline.read_task(composed("train", word)).features.augment == copies
+
+
+class Drawing(torch.nn.Module):
+    def forward(self, x):
+        return torch.rand_like(x)[:, :, ::4, ::4].flatten(2).mT
+
+
+def test_model_that_draws_is_rejected_before_encoding(recorded, tmp_path):
+    own = {"tile": (8, 8), "num_prefix_tokens": 0, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    encoder = S2Encoder(Drawing(), [8], name="drawing", **own)
+    with pytest.raises(
+        UserError, match=r"drawing: expected equal features of equal frames, got a difference of up to 0\.\d+"
+    ):
+        encode_demos(EpisodeStore.open(recorded), encoder, CAMERAS, FeaturesSettings(cache=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
