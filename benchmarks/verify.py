@@ -145,9 +145,14 @@ def studies(folder: str = "s2") -> list[str]:
     return sorted(names, key=lambda name: [part.zfill(3) for part in name.split("-")])
 
 
-def primary_table(folder: str) -> str:
-    """Return the primary comparisons in every world that was run, with Holm's correction over all."""
-    pairs, names = PRIMARY[folder], studies(folder)
+def primary_table(of: str) -> str:
+    """Return the primary comparisons of a folder, with Holm's correction over all; or of `<folder> <arm> <arm>` the difference
+    in each world that ran both, those with 15 demonstrations aside, which have tables of their own."""
+    folder, *arms = of.split()
+    pairs: list[Any] = [arms] if arms else PRIMARY[folder]
+    names = [
+        n for n in studies(folder) if not arms or ("-15-" not in n and {*arms} <= comparison(n)[1].keys())
+    ]
     found = [[difference(x[a], x[b]) for a, b in pairs] for _, x in map(comparison, names)]
     p = iter(holm([each.p for row in found for each in row]))
     rows = [
@@ -248,8 +253,8 @@ def probe_table(folder: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary s2`, `rows policies`, `stress stress`,
-    `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`,
+    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
+    `stress stress`, `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
@@ -291,7 +296,7 @@ def differing() -> Iterator[str]:
 
 
 def picture(file: Path) -> None:
-    """Draw success against the cost of a frame where scale 1 was run, and against the number of demonstrations."""
+    """Draw success against the cost of a frame where most arms were run, and against the number of demonstrations."""
     curves: dict[str, dict[str, list[tuple[float, ...]]]] = {}  # panel -> arm -> x, success, low, high
     for name in studies():
         facts, outcomes = comparison(name)
@@ -300,8 +305,8 @@ def picture(file: Path) -> None:
             own = outcomes[arm["name"]]
             shown = tuple(100 * value for value in (own.mean(), *success_interval(own)[:2]))
             panel = f"{WORLDS.get(world)}, {kind}"
-            places = [(f"{panel}, {demos} demos", arm["gflops_per_frame"])] * ("one" in outcomes)
-            places += [(panel, int(demos))] * (arm["name"] in PRIMARY["s2"][0] and world in WORLDS)
+            places = [(f"{panel}, {demos} demos", arm["gflops_per_frame"])] * (len(outcomes) > 4)
+            places += [(panel, int(demos))] * (arm["name"] in ARMS and world in WORLDS)
             for title, x in places:
                 curves.setdefault(title, {}).setdefault(arm["label"], []).append((x, *shown))
     panels, labels = [], list(dict.fromkeys(label for arms in curves.values() for label in arms))

@@ -21,13 +21,7 @@ from transformers.initialization import no_init_weights
 
 from s2robot.vlm import s2_llava
 
-TOWER = {
-    "num_attention_heads": 16,
-    "patch_size": 14,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "image_size": 336,
-}
+TOWER = dict(num_attention_heads=16, patch_size=14, hidden_size=1024, intermediate_size=4096, image_size=336)
 CASES = (((1,), None), ((1, 2), None), ((1, 2, 3), None), ((1, 2, 3), 1))  # scales, tiles at once
 
 

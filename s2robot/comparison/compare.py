@@ -105,8 +105,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
         "power": power,
         "axes": entries,
         "positions": {"seed": plan.positions.start, "episodes": tried},
-        "versions": versions(),
-        "command": command(),
+        **{"versions": versions(), "command": command()},
         "commands": [job.command for job in with_needs(jobs)],
         "videos": [],
     }
@@ -135,12 +134,11 @@ def _evaluate(
         looks.append(figures.interim(outcomes, plan.pairs, stopping.alpha))
         if looks[-1]["stop"]:
             break
-    decided = looks[-1]["stop"]
     found = {
         "method": f"confidence sequences by betting, alpha {stopping.alpha:g} over {len(plan.pairs)} pairs",
         "looks": looks,
-        "stopped_at": episodes if decided and episodes < len(plan.positions) else None,
-        "reason": "every pair is decided" if decided else "all planned positions were tried",
+        "stopped_at": episodes if looks[-1]["stop"] and episodes < len(plan.positions) else None,
+        "reason": "every pair is decided" if looks[-1]["stop"] else "all planned positions were tried",
     }
     return jobs, episodes, found
 
