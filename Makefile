@@ -1,15 +1,15 @@
 # make run    the whole pipeline: demos -> features -> policy -> evaluation -> report
-# make test   the tests that need neither a GPU nor many minutes; tests of real time run one at a time, beside the others
+# make test   the tests that need neither a GPU nor many minutes; realtime tests run one at a time beside the others
 # make slow   the tests that take minutes, one of which installs the package from the registry
-# make docs   the documentation and the API reference as a site: site/index.html
-# make mutants  plants faults in the core and counts those that the tests catch; an hour
-# Each creates .venv on first use. Another interpreter: make run PYTHON=python3.12
+# make docs   build the documentation and API reference as a site: site/index.html
+# make mutants  plant faults in the core and count those that the tests catch; takes an hour
+# Each creates .venv on first use. To use another interpreter: make run PYTHON=python3.12
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest
-# Seconds after which a test fails and shows where it hangs: the longest took 184 s beside a process that kept a core busy.
+# Seconds until a hanging test fails and shows where. The longest took 184 s beside a process that kept a core busy.
 LIMIT := --timeout 600
 
 # Without bytecode files, each of the many processes would compile the package again.
@@ -20,8 +20,8 @@ export PYTHONDONTWRITEBYTECODE =
 run: $(STAMP)
 	$(BIN)/s2robot run $(ARGS)
 
-# Tests of real time run one at a time, with priority over the others (`nice`); their output follows that of the others.
-# Three workers on two cores: a test that waits for the emulated box leaves its core idle.
+# Realtime tests run one at a time, with priority over the others (`nice`); their output is printed last.
+# Three workers on two cores, because a test that waits for the emulated box leaves its core idle.
 # Exit code 5 is "no test was selected": with ARGS=<file>, one of the two parts may have none.
 test: $(STAMP)
 	@log=$$(mktemp); \
