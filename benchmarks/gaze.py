@@ -38,8 +38,7 @@ def object_places(store: EpisodeStore, cameras: tuple[str, ...]) -> Tensor:
     env: Any = make_cached(world_of_demos(store).replace(cameras=cameras), draw=False)
     places = []
     for i in range(len(store)):
-        seen, positions = [], []
-        rows = store.episode_slice(i)
+        rows, seen, positions = store.episode_slice(i), [], []
         for state in store.read("state", rows.start, rows.stop):
             env.set_state(state)
             free = env.model.jnt_bodyid[env.model.jnt_type == FREE]

@@ -37,8 +37,7 @@ MODELS = (*SPECS, "base")
 def build(name: str) -> Backbone:
     """A model with random weights."""
     torch.manual_seed(0)
-    base = name == "base"
-    vit = timm.create_model("vit_base_patch16_224", num_classes=0) if base else MVPViT(SPECS[name])
+    vit = MVPViT(SPECS[name]) if name in SPECS else timm.create_model("vit_base_patch16_224", num_classes=0)
     return find_backbone(vit.eval())
 
 

@@ -27,8 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     local, encoder, contract = load_policy(args.checkpoint, "cpu")
-    size = encoder.image_size
-    rng = np.random.default_rng(0)
+    size, rng = encoder.image_size, np.random.default_rng(0)
     rows: dict[str, list[float]] = {"local": [], "remote": [], "server": [], "transport": []}
     with served(args.checkpoint, args.threads) as (_, remote):
         for i in range(args.calls + 10):
@@ -46,9 +45,8 @@ def main() -> None:
                 figures = (*seconds, remote.server_s, seconds[1] - remote.server_s)
                 for name, figure in zip(rows, figures, strict=True):
                     rows[name].append(figure)
-    load = os.getloadavg()[0]
     print(f"{encoder.name} {list(encoder.sizes)}, {len(local.cameras)} frames of {size} x {size}, ", end="")
-    print(f"{args.calls} calls each, {args.threads} threads, load {load:.1f}")
+    print(f"{args.calls} calls each, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     print(f"{'ms':<10}{'p50':>8}{'p99':>8}{'max':>8}")
     for name, seconds in rows.items():
         values = np.percentile(np.array(seconds) * 1e3, (50, 99, 100))

@@ -45,8 +45,8 @@ PRIMARY = {"s2": [("s2", "two")]} | dict.fromkeys(("size", "distance"), [("two",
 ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
-WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
 DEMOS: dict[float, str] = {number: str(number) for number in (15, 30, 60, 120)}
+WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
 PROBED_SCALES = ("1", "2", "1+2")  # whose scores are shown
 # task of a probe: its metric, the sign of a gain, the name of 100 x the metric
 PROBED = {
@@ -83,15 +83,13 @@ def add(folder: Path, into: str) -> None:
     for arm in facts["arms"]:
         outcomes = {}
         for run in arm["seeds"]:
-            file = folder / run["run"] / "episodes.jsonl"
-            records = read_records(file, facts["positions"]["episodes"], run)
-            tried = sorted(records, key=lambda record: record["seed"])
+            file, count = folder / run["run"] / "episodes.jsonl", facts["positions"]["episodes"]
+            tried = sorted(read_records(file, count, run), key=lambda record: record["seed"])
             outcomes[str(run["seed"])] = "".join(str(int(record["success"])) for record in tried)
         tokens = read_json(folder / run["run"] / "summary.json")["policy"]["tokens"]
         arms.append({**{key: arm[key] for key in ABOUT}, "tokens_per_frame": tokens, "outcomes": outcomes})
-    keys = ("title", "command", "versions", "positions")
-    pairs = [[pair["a"], pair["b"]] for pair in facts["pairs"]]
-    about = {key: facts[key] for key in keys} | {"commit": commit_of(folder), "pairs": pairs, "arms": arms}
+    about = {key: facts[key] for key in ("title", "command", "versions", "positions")}
+    about |= {"commit": commit_of(folder), "pairs": [[p["a"], p["b"]] for p in facts["pairs"]], "arms": arms}
     write_json(RESULTS / into / f"{folder.name}.json", about)
 
 
@@ -118,13 +116,17 @@ def counts(outcomes: np.ndarray) -> str:
 
 
 def arms_table(name: str) -> str:
-    facts, outcomes = comparison(name)
+    (facts, outcomes), longer = comparison(name), dict[str, np.ndarray]()
+    for file in (RESULTS / name).parent.glob(f"longer/{Path(name).name}-*.json"):
+        longer |= comparison(f"{Path(name).parent}/longer/{file.stem}")[1]
     rows = [
         [arm["label"], arm["gflops_per_frame"], arm.get("tokens_per_frame", ""), f"{arm['ms_per_action']:.3g}",
-         percent(outcomes[arm["name"]]), counts(outcomes[arm["name"]])]
+         percent(outcomes[arm["name"]]), counts(outcomes[arm["name"]]),
+         *([percent(longer[arm["name"]]) if arm["name"] in longer else ""] if longer else [])]
         for arm in facts["arms"]
     ]  # fmt: skip
-    return table(["arm", "GFLOPs a frame", "tokens", "ms an action", "success", "by training seed"], *rows)
+    heads = ["arm", "GFLOPs a frame", "tokens", "ms an action", "success", "by training seed"]
+    return table([*heads, *["with twice the steps"] * bool(longer)], *rows)
 
 
 def pairs_table(name: str) -> str:
