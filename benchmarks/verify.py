@@ -115,18 +115,20 @@ def counts(outcomes: np.ndarray) -> str:
     return ", ".join(map(str, outcomes.sum(1)))
 
 
-def arms_table(name: str) -> str:
+def arms_table(of: str) -> str:
+    name, _, brief = of.partition(" ")  # "… success": without costs
     (facts, outcomes), longer = comparison(name), dict[str, np.ndarray]()
     for file in (RESULTS / name).parent.glob(f"longer/{Path(name).name}-*.json"):
         longer |= comparison(f"{Path(name).parent}/longer/{file.stem}")[1]
     rows = [
-        [arm["label"], arm["gflops_per_frame"], arm.get("tokens_per_frame", ""), f"{arm['ms_per_action']:.3g}",
-         percent(outcomes[arm["name"]]), counts(outcomes[arm["name"]]),
+        [arm["label"], arm["gflops_per_frame"], arm.get("tokens_per_frame", ""), f"{arm['ms_per_action']:.3g}"][: 1 if brief else 4]
+        + [percent(outcomes[arm["name"]]), counts(outcomes[arm["name"]]),
          *([percent(longer[arm["name"]]) if arm["name"] in longer else ""] if longer else [])]
         for arm in facts["arms"]
     ]  # fmt: skip
-    heads = ["arm", "GFLOPs a frame", "tokens", "ms an action", "success", "by training seed"]
-    return table([*heads, *["with twice the steps"] * bool(longer)], *rows)
+    costs = [] if brief else ["GFLOPs a frame", "tokens", "ms an action"]
+    longest = ["with twice the steps"] * bool(longer)
+    return table(["arm", *costs, "success", "by training seed", *longest], *rows)
 
 
 def pairs_table(name: str) -> str:
@@ -255,7 +257,7 @@ def probe_table(folder: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
+    """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
     `stress stress`, `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
