@@ -35,6 +35,9 @@ Keys = tuple[str, ...]
 
 def episode_keys(store: EpisodeStore) -> list[Keys]:
     """Return the keys of each episode; constant arrays have none, because they do not identify an episode."""
+    known: list[Keys] = store.__dict__.setdefault("_episode_keys", [])
+    if len(known) == len(store):
+        return known
     names = [name for name in ("action", "proprio") if name in store.keys]
     arrays = [np.asarray(store[name], np.float32).reshape(store.num_steps, -1) for name in names]
     keys = []
@@ -46,7 +49,8 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
             for array in changing or [np.concatenate(own, 1)]
         ]
         keys.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
-    return keys
+    known[:] = keys
+    return known
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,17 @@ class Lineage:
     def spent(self, store: EpisodeStore) -> list[int]:
         """Return the numbers of the episodes that cannot be held out: seen ones and duplicates."""
         keys = episode_keys(store)
-        counts = Counter(keys)
-        return [i for i, own in enumerate(keys) if counts[own] > 1 or self.hashes.intersection(own)]
+        counts = Counter(key for own in keys for key in {*own})
+        used = self.hashes.union(key for key, count in counts.items() if count > 1)
+        return [i for i, own in enumerate(keys) if used.intersection(own)]
 
     def check_held_out(self, store: EpisodeStore, train: np.ndarray, held_out: np.ndarray) -> None:
         """Reject held-out episodes that were trained on, or whose copy is in the training set (DatasetError)."""
         keys = episode_keys(store) if len(held_out) else []
-        copies = {keys[i]: i for i in train} if len(held_out) else {}
+        copies = {key: i for i in train for key in keys[i]} if len(held_out) else {}
         for i in held_out:
-            reason = f"is also episode {copies[keys[i]]}, which is trained on" if keys[i] in copies else ""
+            same = [copies[key] for key in keys[i] if key in copies]
+            reason = f"is also episode {same[0]}, which is trained on" if same else ""
             if self.hashes.intersection(keys[i]):
                 reason = "train.from's policy was trained on"
             if reason:
@@ -146,6 +152,8 @@ def open_copy(
         began = {"began_with": begin} if adds else {}
         with new_path(out) as part, EpisodeStore.create(part, {**demos.attrs, **began}) as copy:
             fill(copy)
+            for each in rounds_of(demos.path):
+                note_round(part, each)
     store = EpisodeStore.open(out)
     known = store.attrs.get("began_with")  # in a copy to which `fill` has added arrays
     if (known if adds else len(store) >= count and store.fingerprint_of_first(count)) != begin:

@@ -6,6 +6,7 @@ select(store, None, Path("split.json"), 0.0, 0)   # {"train": ["0:40"], "validat
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,5 +83,5 @@ def numbers(ranges: Any, total: int, where: str, what: str = "episodes") -> list
 
 def _check_once(episodes: list[int], where: str, what: str = "episodes") -> None:
     if len(episodes) != len(set(episodes)) or not episodes:
-        twice = next((i for i in episodes if episodes.count(i) > 1), None)
+        twice = next((i for i, count in Counter(episodes).items() if count > 1), None)
         raise mismatch(where, f"{what} once each", "none" if twice is None else f"{twice} twice")

@@ -49,7 +49,7 @@ _TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false
 class StatsSettings(Settings, file="stats"):
     trials: tuple[str, ...] = from_yaml(min_length=1)
     against: str | None = from_yaml()
-    power: float = from_yaml(gt=0, lt=1)
+    power: float = from_yaml(gt=figures.LEVEL, lt=1)
     sequential: bool = from_yaml()
     stages: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()
     simulated: str | None = from_yaml()
@@ -157,7 +157,8 @@ def read_arms(word: str) -> list[Arm]:
         raise UserError(f"{path}: expected one trial or more (JSON: per_episode or per_task), got none")
     own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
     arms = dict.fromkeys(row.arm for row in rows)
-    return [_arm(path, arm or own, [row for row in rows if row.arm == arm]) for arm in arms]
+    label = f"{name} {{}}" if name and len(arms) > 1 else name or "{}"
+    return [_arm(path, label.format(arm) or own, [r for r in rows if r.arm == arm]) for arm in arms]
 
 
 def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:

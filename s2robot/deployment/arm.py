@@ -1,6 +1,9 @@
 """The arm of a deployment and its cameras, real or emulated; the emulator is imported only if the config requires it."""
 
 import importlib
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -34,7 +37,7 @@ DEVICES = {
     "replay": "a dataset folder",
     "lerobot": "the name of one of the robot's cameras",
 }
-START_S = 30.0  # s until a camera's first frame
+START_S = 30.0  # s until a camera's first frame, and beyond the timeout of a connection
 EXPOSURE_S = 1.0  # s for automatic exposure after a camera's first frame, which may be black
 OK, WARNING, STOP = "ok", "warning", "stop"
 
@@ -84,7 +87,13 @@ class ConnectedArm:
         with reported("robot.driver: expected a class that can be created", kinds=(TypeError,)):
             self.driver = self.make_driver()
         stack.callback(self.driver.close)
-        self.driver.connect(bench.bridge.arm.connect_s)
+        late = threading.Timer(bench.bridge.arm.connect_s + START_S, _give_up)
+        late.daemon = True
+        late.start()
+        try:
+            self.driver.connect(bench.bridge.arm.connect_s)
+        finally:
+            late.cancel()
         self.scene = self.driver if bench.bridge.simulated else self.scene
         # use the robot's own cameras unless the settings name another device
         chosen, views = dict(bench.bridge.cameras), self.driver.views
@@ -102,6 +111,13 @@ class ConnectedArm:
         cameras_of_other = self._start(cameras, stack=stack, image_size=image_size, started=self.readers)
         other.readers, other.cameras, other.failed = cameras_of_other
         return other
+
+
+def _give_up() -> None:
+    """End the process, whatever blocks it: nothing has been armed."""
+    expected = "expected connect() to return or raise within its timeout, got neither; nothing has moved"
+    print(f"s2robot: error: robot.driver: {expected}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def watched_points(arm: ArmDescription) -> ArmPoints:

@@ -77,6 +77,8 @@ class ArmEvaluation:
     world: the simulated world, for positions, rate and episode length.
     """
 
+    seed_key = "evaluate.seed"  # of the positions
+
     def __init__(
         self, rig: Rig, settings: ArmEvaluationSettings, world: CubePickConfig, out: Path, **options: Any
     ):
@@ -87,7 +89,7 @@ class ArmEvaluation:
             self.config = world_seen_by(world, contract, rig.policy.image_size, "rate_hz")
         check_world(self.config, None if arm.bridge.simulated else arm.scene)
         lineage = Lineage.of(contract, name=rig.source.name)
-        lineage.refuse(settings.positions, rig.source.name, "evaluate.seed")
+        lineage.refuse(settings.positions, rig.source.name, self.seed_key)
         if lineage.note:
             print(f"note: {lineage.note}")
         self.changes = world_changes(contract.get("env_config", {}), self.config)

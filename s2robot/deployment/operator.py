@@ -75,9 +75,9 @@ def keys(on_key: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(2.0)
         with suppress(termios.error):  # the terminal was closed
             termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)  # drop keys that might answer a question
+        thread.join(2.0)  # last, because a Ctrl-C may interrupt it
 
 
 class WatchingOperator:

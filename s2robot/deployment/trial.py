@@ -24,6 +24,7 @@ class BlindEvaluation(ArmEvaluation):
     """One policy's attempts; a fault also affects `other`, since both share the arm."""
 
     other: "BlindEvaluation"
+    seed_key = "seed"
 
     def attempt(self, pair: int) -> bool:
         """Try a pair's position; return False if the attempt is void. Raises as `ArmEvaluation.run` does."""

@@ -135,8 +135,8 @@ class FeatureCache:
                 f"{self.path}: features of {len(missing)} of {len(self.required)} episodes are missing "
                 f"(first {missing[0]}); build the cache first"
             )
-        if not self.nbytes:
-            return np.zeros(self.shape, self.dtype)
+        if not self.nbytes or not self.required:
+            return np.broadcast_to(self.dtype.type(0), self.shape)
         return np.memmap(self.path / "features.bin", self.dtype, "r", shape=self.shape)
 
     def build(

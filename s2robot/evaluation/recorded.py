@@ -64,7 +64,7 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     _check(store, contract, policy, encoder)
     trained = (lineage := Lineage.of(contract, checkpoint)).seen(store)
     chosen = _chosen(cfg.demos.episodes, trained, store, checkpoint)
-    encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features)
+    encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features, np.array(chosen))
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
     with bar("predicting", "episodes") as update:
         plans = predict(actor, store, encoded, chosen, update)

@@ -60,7 +60,7 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
         facts["median time to success"] = f"{median:.1f} s"
     if (wall := (summary.get("timing") or {}).get("wall_s")) is not None:
         facts["evaluation time"] = page.duration(wall)
-    words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").split(": ")
+    words, figures = headline(summary).replace(" %", "\N{NO-BREAK SPACE}%").rsplit(": ", 1)
     return [
         ("headline", f"{words}:", figures),
         ("scale", *(100 * summary[key] for key in ("low", "success", "high"))),

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import PositiveFloat
 
 from s2robot.core.parts import Part, default_parts
 from s2robot.core.settings import Settings, read
@@ -27,8 +28,8 @@ class ArmDescription(Settings, at="robot"):
     home: Joints | None = None
     q_min: Joints
     q_max: Joints
-    dq_max: Rates | float | None = None
-    ddq_max: Rates | float | None = None
+    dq_max: Rates | PositiveFloat | None = None
+    ddq_max: Rates | PositiveFloat | None = None
     gripper: Literal["binary", "continuous"] | None = "binary"
     points: tuple[Point, ...] = ()
     # only for LeRobot's robots: configs/robot/lerobot.yaml documents these

@@ -145,6 +145,7 @@ class LeRobotArm(arms.ArmDriver):
 
     def arm(self) -> None:
         """See `ArmDriver`. The first time, LeRobot's `configure` switches the torque off for a moment."""
+        self._error *= self._error != LOST  # a lost connection is over if the next reading succeeds
         expect(not (error := self.read().error), self._what, "no error", f"{error}; inspect the arm")
         with self._arming():
             with self._lock, in_one_line(self._what):

@@ -10,7 +10,6 @@ up after a delay: two commands less than a period apart would move the arm faste
 can explain, this process was suspended or the machine slept: the loop raises a fault before the next command.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,7 +41,6 @@ class Result:
     reasons: tuple[str, ...]
     cause: str  # "steps", "ended", "stopped" or "fault"
     steps: int  # actions executed
-    verdicts: dict[str, int] = field(default_factory=dict)  # verdict -> number of commands
     periods: np.ndarray = field(default_factory=lambda: np.zeros(0))  # s between commands
     latencies: np.ndarray = field(default_factory=lambda: np.zeros(0))  # s from observation to answer
 
@@ -60,7 +58,6 @@ class _Episode:
     unsure: bool = False  # the arm holds because the members disagree
     sent_last: float = -np.inf
     work: float = 0.0  # s, moving average of the computing time per period
-    verdicts: Counter[str] = field(default_factory=Counter)
     sent: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
 
@@ -139,7 +136,7 @@ class ControlLoop:
             self._finish_step()
             self.notify("on_period", self.clock.now(), self.watchdog.state, None)
             return Result(
-                self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps, dict(episode.verdicts),
+                self.watchdog.state, self.watchdog.reasons, episode.cause, self.steps,
                 np.diff(episode.sent), np.array(episode.latencies),
             )  # fmt: skip
         except BaseException as error:
@@ -271,7 +268,6 @@ class ControlLoop:
             done = self.driver.command(safe.q, safe.gripper)
             self._code, episode.sent_last = done.code, done.t_heard
         episode.sent.append(episode.sent_last)
-        episode.verdicts[safe.verdict.name] += 1
         self.stream.note(safe, self._code)
 
     def _watch(self, worker: PolicyWorker) -> State:

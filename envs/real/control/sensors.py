@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +48,11 @@ class Sensors:
             code: of the last command.
             live: whether to check the arm's mode.
         """
-        with suppress(EnvError):  # the age of the last reading shows for how long
+        lost = ""
+        try:
             self.state = self.driver.read()
+        except EnvError as failed:  # the age of the last reading shows for how long
+            lost = f": {failed}"
         now, state, status = self.clock.now(), self.state, self.driver.status()
         if state is not None and (not self._moves or state.t_mono - self._moves[-1][0] >= 0.05):
             self._moves.append((state.t_mono, state.q))
@@ -63,7 +65,7 @@ class Sensors:
             error=(state.error if state is not None else 0) or status.error,
             mode=status.mode if live else self.watchdog.mode,
             connected=status.connected, report_age=status.report_age_s,
-            frozen_cameras=tuple(filter(self._frozen, self.cameras)),
+            frozen_cameras=tuple(filter(self._frozen, self.cameras)), state_error=lost,
         )  # fmt: skip
         return self.watchdog.update(now, inputs)
 

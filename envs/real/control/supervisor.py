@@ -144,9 +144,13 @@ class WatchedArm:
             confirmed = supervisor.stop()
         self.confirmed = confirmed
         if before and not confirmed:
-            with suppress(OSError):  # the terminal may be closed
-                print(UNCONFIRMED, file=sys.stderr, flush=True)
+            _tell(UNCONFIRMED)
         return confirmed
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # the terminal may be closed
+        print(text, file=sys.stderr, flush=True)
 
 
 class EndsLoop:
@@ -169,9 +173,7 @@ class EndsLoop:
     def stop(self, reason: str) -> bool:
         end = now() + ANSWER_S
         if os.getppid() == self._loop:
-            with suppress(OSError):  # the terminal may be closed
-                text = f"{reason}: ending the program so that the arm brakes. {UNCONFIRMED}"
-                print(text, file=sys.stderr, flush=True)
+            _tell(f"{reason}: ending the program so that the arm brakes. {UNCONFIRMED}")
             os.kill(self._loop, signal.SIGKILL)
         while os.getppid() == self._loop and now() < end:
             time.sleep(0.005)
@@ -194,7 +196,8 @@ def _supervise(make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection
         if reason:
             with suppress(OSError):  # the loop may be gone
                 pipe.send_bytes(reason.encode())
-            _stop(driver, reason)
+            if not _stop(driver, reason):  # the loop may be gone, and cannot say so
+                _tell(UNCONFIRMED)
     finally:
         driver.close()
 

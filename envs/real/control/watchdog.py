@@ -68,6 +68,7 @@ class Inputs:
     report_age: float = 0.0  # since the arm's last unsolicited report
     frozen_cameras: tuple[str, ...] = ()  # whose images no longer change
     disagreement: float = 0.0  # rad, between the policy's members about the newest plan
+    state_error: str = ""  # ": " and why the newest reading failed
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Watchdog:
             faults |= {
                 f"camera {n} is gone": _over(age, limits.camera_fault) for n, age in x.camera_age.items()
             }
-            faults["joint state is gone"] = _over(x.state_age, limits.state_fault)
+            faults[f"joint state is gone{x.state_error}"] = _over(x.state_age, limits.state_fault)
             faults["policy is gone"] = _over(x.policy_late, limits.policy_fault)
             faults["arm reports nothing"] = _over(x.report_age, limits.report_fault)
             faults |= {f"camera {name} is frozen": True for name in x.frozen_cameras}
@@ -147,7 +148,7 @@ class Watchdog:
     def _holds(self, x: Inputs, started: bool) -> tuple[str, ...]:
         limits, limit = self.limits, self.limits.disagreement
         holds = {f"camera {n} is stale": _over(age, limits.camera_hold) for n, age in x.camera_age.items()}
-        holds["joint state is stale"] = _over(x.state_age, limits.state_hold)
+        holds[f"joint state is stale{x.state_error}"] = _over(x.state_age, limits.state_hold)
         holds["policy is late"] = _over(x.policy_late, limits.policy_hold)
         # before the start, the disagreement is from another episode
         holds[UNSURE] = started and limit is not None and not x.disagreement <= limit

@@ -232,7 +232,7 @@ class Controller:
         self.boundary: tuple[int, ...] = (10000, -10000) * 3  # mm: x max, x min, y max, y min, z max, z min
         self.reduced_tcp_speed, self.reduced_joint_speed = 1000.0, np.pi  # mm/s, reported only; rad/s
         self.reduced_ranges = np.stack([JOINT_LOW, JOINT_HIGH], axis=1).ravel()  # rad: low, high per joint
-        self.mode, self.error, self.warning = POSITION, 0, 0
+        self.mode, self.error = POSITION, 0
         self.enabled = 0  # one bit per joint: motor on and brake released
         self.tcp_speed = 0.0
         self._base_state = STOPPED

@@ -132,7 +132,6 @@ class Commands:
             self.unsupported[function] = self.unsupported.get(function, 0) + 1
         status = 0 if valid else wire.STATUS_INVALID
         status |= wire.STATUS_ERROR if box.error else 0
-        status |= wire.STATUS_WARNING if box.warning else 0
         status |= 0 if box.ready else wire.STATUS_NOT_READY
         return wire.reply(request, status, data)
 
@@ -176,8 +175,6 @@ class Commands:
             return box.set_mode(p[0])
         elif fn == Fn.CLEAN_ERROR:
             box.clean_error()
-        elif fn == Fn.CLEAN_WARNING:
-            box.warning = 0
         return True
 
     def _read(self, fn: Fn, p: bytes, client: int) -> Answer | None:
@@ -190,7 +187,7 @@ class Commands:
             Fn.VERSION: VERSION,
             Fn.GET_STATE: bytes([box.state]),
             Fn.COMMAND_COUNT: bytes([0, box.queued]),
-            Fn.ERROR: bytes([box.error, box.warning]),
+            Fn.ERROR: bytes([box.error, 0]),
             Fn.TCP_POSE: wire.pack_floats(wire.pose_of(motion["joints"])),
             Fn.JOINTS: wire.pack_floats(np.concatenate([motion[kind] for kind in kinds])),
             Fn.REDUCED_STATES: bytes([box.reduced]) + wire.reduced_states(box),

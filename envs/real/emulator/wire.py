@@ -18,7 +18,7 @@ from s2robot.envs.real.arms import geometry as kin
 HEADER = struct.Struct(">HHHB")
 MODBUS_TCP, HEARTBEAT = 0, 1  # protocol numbers other than the box's own (2, or 3 from firmware 1.8.6 on)
 MAX_LENGTH = 1024  # the longest request of the SDK has about 180 bytes
-STATUS_ERROR, STATUS_WARNING, STATUS_NOT_READY, STATUS_INVALID = 0x40, 0x20, 0x10, 0x08
+STATUS_ERROR, STATUS_NOT_READY, STATUS_INVALID = 0x40, 0x10, 0x08
 
 
 class Fn(IntEnum):
@@ -121,7 +121,7 @@ def report_rich(r: Any) -> bytes:
         [
             struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.queued),
             pack_floats(np.concatenate([motion["joints"], pose_of(motion["joints"]), motion["torques"]])),
-            bytes([r.enabled, r.enabled, r.error & 0xFF, r.warning & 0xFF]) + pack_floats(tool),
+            bytes([r.enabled, r.enabled, r.error & 0xFF, 0]) + pack_floats(tool),
             bytes([r.collision_sensitivity, 3]) + pack_floats([0, 0, -1]),  # also for teaching; gravity
             bytes([7, 7, 1, 1, 1, 7]),  # arm type, axes, bus addresses
             b"v2.5.5".ljust(30, b"\0"),

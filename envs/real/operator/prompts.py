@@ -5,6 +5,7 @@ The program never clears a fault and never assumes that the workspace is clear: 
 """
 
 import os
+import re
 import select
 import signal
 import sys
@@ -162,6 +163,11 @@ class TerminalOperator(Operator):
         return self._one_of("Keep this demonstration? y: keep, n: discard [y/n]", _YES_NO)
 
 
+def _unnamed(fault: str) -> str:
+    """Return a fault without the policy's own words, which may name it."""
+    return re.sub("policy: .*", "the policy failed", fault)
+
+
 class TrialOperator(TerminalOperator):
     """Judges attempts of a trial, which may be void. `scene`: for an emulated arm, the operator that places the cube in the
     emulated scene."""
@@ -170,7 +176,7 @@ class TrialOperator(TerminalOperator):
     scene: Operator | None = None
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        return super().free(fault) and (self.scene is None or self.scene.free(fault))
+        return super().free(tuple(map(_unnamed, fault))) and (self.scene is None or self.scene.free(fault))
 
     def place(self, placing: Placing) -> bool:
         return (self.scene is None or self.scene.place(placing)) and super().place(placing)
@@ -179,7 +185,9 @@ class TrialOperator(TerminalOperator):
         return self._judge("Did it succeed? y: success, n: failure, v: void (repeat it) [y/n/v]", _YES_NO)
 
     def failed(self, fault: str) -> None:
-        self._judge(f"FAULT: {fault}. n: count it as a failure, v: void (repeat it) [n/v]", {"n": False})
+        self._judge(
+            f"FAULT: {_unnamed(fault)}. n: count it as a failure, v: void (repeat it) [n/v]", {"n": False}
+        )
 
     def _judge(self, question: str, answers: dict[str, bool]) -> bool:
         if (answer := self._one_of(question, {**answers, "v": None})) is None:

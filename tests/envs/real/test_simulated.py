@@ -82,7 +82,7 @@ def test_mismatched_model_is_one_error_line(change, text):
         ({"dq_max": (1.0,) * 7}, "dq_max"), ({"model": "xarm7"}, "model"), ({"points": ()}, "points"),
         ({"points": ({**POINT, "radius": -0.1},)}, r"points\[0\].radius"), ({"home": None}, "home"),
         ({"points": ({**POINT, "position": (0.0, np.nan, 0.0)},)}, r"points\[0\].position\[1\]"),
-        ({"gripper": "soft"}, "gripper"),
+        ({"gripper": "soft"}, "gripper"), ({"ddq_max": 0.0}, "ddq_max"),
     ],
 )  # fmt: skip
 def test_inconsistent_description_names_the_key(change, key):

@@ -59,6 +59,13 @@ def test_trial_stops_at_a_decision_and_writes_the_figures_of_stats(tmp_path, cap
     assert json.loads((again / "stats.json").read_text()) == figures
 
 
+def test_fault_of_a_policy_does_not_name_it(monkeypatch):
+    asked = []
+    operator = TrialOperator(lambda question: asked.append(question) or "n")
+    operator.failed("policy: PolicyLate: ws://gpu-b:8765: no answer")
+    assert "gpu-b" not in asked[0] and "the policy failed. n: " in asked[0]
+
+
 def test_pairs_try_both_policies_in_random_order_and_repeat_voids(tmp_path, capsys):
     operator = Operator(capsys, lambda *at: "v" if len(operator.tried) == 1 else equal_outcome(*at))
     assert operator.run(tmp_path, settings()) == 3

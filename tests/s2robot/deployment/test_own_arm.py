@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import threading
 from types import SimpleNamespace
 from unittest.mock import Mock
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from s2robot.demos.store import EpisodeStore
 from s2robot.deployment import deploy
 from s2robot.deployment.session import ArmSession
 from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.description import ArmDescription
 from tests.configs import composed
 from tests.envs.real.home import HOME, OWN, described
@@ -82,6 +84,22 @@ def test_custom_driver_without_a_model_warns_about_skipped_checks(config, box, p
     out = capsys.readouterr().out
     assert re.search("^warning +arm: no Cartesian limits: without a model", out, re.MULTILINE)
     assert set(box.asked) <= {"state", "stop"}  # nothing was sent
+
+
+def test_connection_that_never_returns_ends_in_one_line(config, monkeypatch, capsys):
+    ended, codes = threading.Event(), []
+
+    def hang(self, timeout_s):
+        ended.wait(60)
+        raise EnvError("too late")
+
+    wanted = config(described("ur5e"), "robot.ip=192.0.2.1", "bridge.arm.connect_s=0.1")
+    monkeypatch.setattr("line_arm.LineArm.connect", hang)
+    monkeypatch.setattr("s2robot.deployment.arm.START_S", 0.0)
+    monkeypatch.setattr("os._exit", lambda code: (codes.append(code), ended.set()))
+    with pytest.raises(EnvError, match="too late"):
+        deploy.deploy(wanted)
+    assert codes == [2] and "robot.driver: expected connect() to return" in capsys.readouterr().err
 
 
 def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):

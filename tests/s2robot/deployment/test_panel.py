@@ -2,6 +2,7 @@
 
 import os
 import pty
+import signal
 import termios
 import threading
 import time
@@ -93,6 +94,10 @@ def test_keys_are_read_and_the_terminal_is_restored(monkeypatch):
             os.write(controller, b"q ")
             wait_for(lambda: len(pressed) == 2)
         assert pressed == ["q", " "]
+        assert termios.tcgetattr(terminal) == before
+        monkeypatch.setattr(threading.Thread, "join", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt), keys(pressed.append):
+            pass  # an impatient Ctrl-C
         assert termios.tcgetattr(terminal) == before
     os.close(controller)
 

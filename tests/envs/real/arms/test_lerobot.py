@@ -106,6 +106,9 @@ def test_silent_robot_is_lost_after_two_failed_reads(made):
         fails("There is no status packet!", arm.read)
         assert arm.status().error == error
     assert arm.command(q, None).code == GONE and not arm.stop("test")
+    robot.silent = False
+    arm.arm()  # the operator has restored the connection
+    assert arm.status().error == 0
 
 
 def test_positions_beyond_a_turn_are_late_answers(made):

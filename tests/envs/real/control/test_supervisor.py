@@ -141,10 +141,16 @@ def test_error_code_is_no_acknowledgement_of_a_stop():
 
 ALONE = """
 import signal, sys, time
+from functools import partial
+from types import SimpleNamespace
 from s2robot.envs.real.control.supervisor import EndsLoop, Supervisor
+gone = partial(SimpleNamespace, connected=False)
+deaf = partial(SimpleNamespace, connect=float, stop=len, status=gone, close=int)
 if __name__ == "__main__":
-    with Supervisor(EndsLoop, limit_s=0.3) as s:
+    with Supervisor(deaf if sys.argv[1] == "dies" else EndsLoop, limit_s=0.3) as s:
         s.beat()
+        if sys.argv[1] == "dies":
+            signal.raise_signal(signal.SIGKILL)
         if sys.argv[1] == "hangs":
             time.sleep(60)
         elif sys.argv[1] == "asks":
@@ -156,7 +162,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("loop, code", [("hangs", -signal.SIGKILL), ("asks", -signal.SIGKILL), ("rests", 0)])
+@pytest.mark.parametrize("loop, code", [("hangs", -9), ("asks", -9), ("dies", -9), ("rests", 0)])
 def test_supervisor_kills_the_loop_of_a_single_client_arm(loop, code):
     done = subprocess.run(
         [sys.executable, "-c", ALONE, loop], capture_output=True, text=True, timeout=PATIENCE + 30,

@@ -146,5 +146,5 @@ def test_arm_error_or_silent_camera_aborts_teaching(led):
     reason = taught(led, Controls(), lambda step: film.end(), camera=film, watchdog=limits)
     assert reason == "camera hand is stale"
     led.silent = lambda arm: True
-    with pytest.raises(EnvError, match=r"teaching: expected ready, got idle \(joint state is stale\)"):
+    with pytest.raises(EnvError, match=r"teaching: expected ready, got idle \(joint state is stale: .+\)"):
         taught(led, Controls(), lambda step: None)
