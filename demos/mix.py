@@ -43,10 +43,6 @@ class Mix(EpisodeStore):
         which = self.member_of(rows)
         return np.array(self.shares)[which] / np.bincount(which)[which]
 
-    def fingerprint_of_first(self, episodes: int) -> str:
-        """Return the fingerprint of all episodes, "" for fewer, because a mix never grows by appending."""
-        return self.fingerprint if episodes == len(self) else ""
-
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         self._check_key("data", key)
         pieces = [

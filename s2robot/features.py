@@ -119,10 +119,8 @@ def _check_repeats(encoder: S2Encoder, sizes: Mapping[str, tuple[int, int]]) -> 
     frames = [np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8) for size in sizes.values()]
     first, again = (encoder.encode_cameras(frames).float() for _ in range(2))
     if not torch.allclose(first, again, rtol=1e-2, atol=1e-2 * float(first.abs().mean())):
-        gap = float((first - again).abs().max())
-        raise UserError(
-            f"{encoder.name}: expected equal features of equal frames, got a difference of up to {gap:.2g}"
-        )
+        gap = f"a difference of up to {float((first - again).abs().max()):.2g}"
+        raise UserError(f"{encoder.name}: expected equal features of equal frames, got {gap}")
 
 
 def _frames(episode: int, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:

@@ -292,7 +292,7 @@ class LeRobot(Source):
                 row = int(bad.argmax())
                 hint = f" ({fps} Hz, tolerance_s={tolerance:g})" if column == "timestamp" else ""
                 if column == "timestamp" and found[0] > len(steps) / fps + 1:
-                    hint = ", seconds since the episode's start; subtract the first time stamp of each episode"
+                    hint = ", in s since the episode's start"
                 expected = f"{due[row]:.10g}{hint}"
                 raise mismatch(f"{where}: {column}: row {row}", expected, f"{found[row]:.10g}")
 

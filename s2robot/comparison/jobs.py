@@ -127,9 +127,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
 
 
 def _own_configs() -> list[str]:
-    if not HydraConfig.initialized():
-        return []
-    sources = HydraConfig.get().runtime.config_sources
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
     return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
 
 

@@ -139,9 +139,7 @@ def read_arms(word: str) -> list[Arm]:
     if counts := _COUNTS.fullmatch(word):
         successes, trials = int(counts["successes"]), int(counts["trials"])
         if successes > trials or not 0 < trials <= _MOST:
-            raise UserError(
-                f"trials: expected successes/trials such as 74/80, up to {_MOST:,} trials, got {word}"
-            )
+            raise UserError(f"trials: expected successes/trials, such as 74/80, up to {_MOST:,}, got {word}")
         return [Arm(counts["label"] or word, np.arange(trials)[None] < successes, None)]
     label, colon, location = word.partition(":")
     path = Path(location if colon and not Path(word).exists() else word)
@@ -157,8 +155,8 @@ def read_arms(word: str) -> list[Arm]:
         raise UserError(f"{path}: expected one trial or more (JSON: per_episode or per_task), got none")
     own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
     arms = dict.fromkeys(row.arm for row in rows)
-    label = f"{name} {{}}" if name and len(arms) > 1 else name or "{}"
-    return [_arm(path, label.format(arm) or own, [r for r in rows if r.arm == arm]) for arm in arms]
+    labels = {arm: f"{name} {arm}" if name and len(arms) > 1 else name or arm or own for arm in arms}
+    return [_arm(path, label, [row for row in rows if row.arm == arm]) for arm, label in labels.items()]
 
 
 def _arm(path: Path, label: str, rows: Sequence[_Row]) -> Arm:

@@ -229,8 +229,6 @@ class FeatureCache:
     def checked(self, i: int, frames: Sequence[np.ndarray], encode: Encode) -> np.ndarray:
         """Encode episode i in the cache's format, (T_ep, C, N, D); UserError for a wrong shape or a lost value."""
         shape = (int(self.ends[i] - self.starts[i]), *self.shape[1:])
-        if not shape[0]:
-            return np.zeros(shape, self.dtype)
         tokens = encode(frames).cpu().numpy()
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(tokens, dtype=self.dtype)

@@ -155,16 +155,14 @@ def run_episodes(
     resume: bool = True,
 ) -> Rollouts:
     """Try every position once; each episode is appended to the :class:`Journal` at ``journal`` as soon as it ends."""
-    stored = Journal(journal, settings, resume)
-    spent = Counter({"simulate_s": 0.0})
+    stored, spent = Journal(journal, settings, resume), Counter({"simulate_s": 0.0})
     todo = [(e, seed + e) for e in range(episodes) if e not in stored.records]
 
     def report() -> None:
         done = [record["success"] for episode, record in stored.records.items() if episode < episodes]
         progress(len(done), sum(done))
 
-    if not todo:
-        report()
+    report()
     state = partial(World, env_config, planner)
     with worker_pool(min(workers, len(todo)), state, encodes=True, anywhere=True) as pool:
         for _, (record, actions, costs) in pool.as_done(World.run, todo):

@@ -54,7 +54,9 @@ def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, pa
     env.close()
     if stages[-1] != record["stage"]:
         expected = f"expected the recorded final stage {record['stage']}, got {stages[-1]}"
-        raise UserError(f"{path}: seed {record['seed']}: {expected}; the simulation is not repeatable here")
+        raise UserError(
+            f"{path}: seed {record['seed']}: {expected}; not repeatable here, set evaluate.videos=0"
+        )
     return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.demos.lineage import Lineage, episode_keys
+from s2robot.demos.lineage import Lineage, episode_keys, open_copy, rounds_of
 from s2robot.demos.mix import Mix
 from s2robot.demos.selection import numbers, select
 from s2robot.demos.store import EpisodeStore
@@ -64,6 +64,8 @@ def test_states_identify_episodes_but_constant_arrays_do_not(tmp_path):
 def test_stored_lineage_round_trips(tmp_path):
     store = made.store(tmp_path / "in.zarr")
     (store.path / "corrections.json").write_text('[{"positions": [20, 23]}, {"positions": [22, 24]}]')
+    kept = open_copy(tmp_path / "kept.zarr", store, 2, lambda copy: copy.append_all(store))
+    assert rounds_of(kept.path) == rounds_of(store.path) != []
     copy = made.converted(store.path)
     lineage = Lineage().trained_on(copy, [1]).with_positions("selected", range(5, 7))
     text = json.dumps(lineage.stored())
@@ -87,6 +89,10 @@ def test_copies_of_training_episodes_are_never_held_out(tmp_path):
     with pytest.raises(UserError, match="got 2, which is also episode 0, which is trained on"):
         Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))
     Lineage().check_held_out(mix, np.array([0, 2]), np.array([1]))
+    altered = changed(
+        store, tmp_path / "altered.zarr", lambda arrays: {**arrays, "action": arrays["action"] / 2}
+    )
+    assert Lineage().spent(Mix([store, altered], [1, 1])) == [0, 1, 2, 3]
     lineage = Lineage().trained_on(store, [0])
     with pytest.raises(UserError, match="got 0, which train.from's policy was trained on"):
         lineage.check_held_out(store, np.array([1]), np.array([0]))

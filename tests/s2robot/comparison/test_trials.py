@@ -104,6 +104,8 @@ def test_every_file_format_can_be_read(tmp_path):
     x, y = read_arms(str(tmp_path))
     assert (x.label, y.label) == ("x", "y") and x.positions == y.positions == ("1", "2", "3")
     assert x.outcomes.all() and x.outcomes.shape == (2, 3) and not y.outcomes.any()
+    assert [arm.label for arm in read_arms(f"all:{tmp_path}")] == ["all x", "all y"]
+    refuses("power: expected > 0.05, got 0.02", StatsSettings, trials=("a",), power=0.02)
 
 
 def test_stress_tests_are_paired_by_position(tmp_path):

@@ -195,6 +195,8 @@ def test_frames_are_encoded_again_when_the_renderer_changes(tmp_path):
     assert index["drawn"] == json.loads(json.dumps(MUJOCO_3))
     make_cache(tmp_path, renderer=MUJOCO_3, encoder="some", required=[0, 2]).build(make_frames, encode)
     assert make_cache(tmp_path, renderer=None, encoder="some", required=[2]).missing() == []
+    nothing = make_cache(tmp_path, encoder="new", required=[])
+    assert nothing.features.shape == nothing.shape and not nothing.path.exists()
     assert make_cache(tmp_path, renderer=None, encoder="some").missing() == [0, 1, 2]
     assert make_cache(tmp_path, renderer=None, encoder="other").missing() == [0, 1, 2]
 

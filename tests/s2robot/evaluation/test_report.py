@@ -19,7 +19,7 @@ from tests.s2robot.html_page import Page
 EXTRAS = {
     "policy": {"kind": "transformer", "pooling": "spatial"}, "encoder": {"name": "mvp-tiny", "scales": [1, 2]},
     "robot": "xarm7", "cameras": ["hand", "left"], "seed": 10000, "timing": {"simulate_s": 240.3, "wall_s": 262.1},
-    "versions": {"torch": "2.13.0"}, "command": "s2robot evaluate checkpoint=<best> episodes=16",
+    "versions": {"torch": "2.13.0"}, "success_text": "did it: twice", "command": "s2robot evaluate checkpoint=<best> episodes=16",
 }  # fmt: skip
 
 
