@@ -48,9 +48,8 @@ def kill_at_every_write(
     command = [sys.executable, __file__, str(file), name, str(folder), str(every), str(first)]
     log = folder / "kills.log"
     with log.open("w") as stream:
-        status = forks.run(
-            command, env=os.environ | environment, stdout=stream, stderr=stream, timeout=seconds
-        ).returncode
+        options = {"stdout": stream, "stderr": stream, "timeout": seconds}
+        status = forks.run(command, env=os.environ | environment, **options).returncode
     assert not status, log.read_text()[-4000:]
     writes = json.loads((folder / "writes.json").read_text())
     assert writes, "the job writes nothing"

@@ -17,10 +17,9 @@ def test_tables_of_all_pages_match_their_episodes():
 @pytest.fixture
 def copies(tmp_path, monkeypatch):
     """The committed outcomes and pages, copied to a temporary folder."""
+    shutil.copytree(ROOT / "docs/results", tmp_path / "docs/results")
     for page in verify.PAGES:
         (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(ROOT / "docs/results", tmp_path / "docs/results", dirs_exist_ok=True)
-    for page in verify.PAGES:
         shutil.copy(ROOT / page, tmp_path / page)
     monkeypatch.setattr(verify, "ROOT", tmp_path)
     monkeypatch.setattr(verify, "RESULTS", tmp_path / "docs/results")

@@ -330,5 +330,4 @@ def test_relabelling_rejects_episodes_the_picker_did_not_record(tmp_path, source
         ("d", {"speeed": 1}, {}, "picker.speeed: unknown key"),
     ):
         source = as_store(tmp_path / name, about | {"picker": picker}, arrays | changes)
-        with pytest.raises(UserError, match=text):
-            relabel(source, tmp_path / f"{name}.out", RecordingSettings(expert=1))
+        refuses(text, relabel, source, tmp_path / f"{name}.out", RecordingSettings(expert=1))

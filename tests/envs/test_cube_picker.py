@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.demos.record import record_episode
 from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.robosuite_config import ExpertSettings
 from tests.envs.test_cube_pick import CALM, started
+from tests.errors import refuses
 
 SEEDS = {"xarm7": range(700, 708), "panda": range(700, 706)}
 
@@ -73,5 +73,4 @@ def test_picker_follows_the_configured_habit(env):
 
 def test_reversed_range_of_kicks_is_rejected():
     for kind in (PickerConfig, ExpertSettings):
-        with pytest.raises(UserError, match="^recording.picker.kicks: "):
-            kind(kicks=(3, 1))
+        refuses("^recording.picker.kicks: ", kind, kicks=(3, 1))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from s2robot.core.errors import UserError
 from s2robot.policies import Actor, BatchActor
+from tests.errors import refuses
 from tests.policies.small import make_policy, plan_of
 
 
@@ -168,6 +168,5 @@ def test_invalid_observation_is_rejected_at_every_step(key, value, step):
     where[key] = value
     if value is None:
         del where[key]
-    with pytest.raises(UserError, match="^observation: "):
-        actor.act(bad)
+    refuses("^observation: ", actor.act, bad)
     np.testing.assert_array_equal(actor.act(good[step]), other.act(good[step]))

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from s2robot.core.errors import UserError
 from s2robot.policies import Normaliser, channel_moments, mixed_moments
 from s2robot.policies.parts import Parts
+from tests.errors import refuses
 from tests.policies.test_parts import GRIPPER, POSITION, TURN
 
 
@@ -139,8 +139,7 @@ def test_channel_moments(count):
         expected = np.maximum([c.astype(double).std((0, 1)) for c in cameras], 1e-3)
         np.testing.assert_allclose(std, expected, rtol=1e-5)
     for bad in (x * np.inf, x[:0]):
-        with pytest.raises(UserError, match="^features: "):
-            channel_moments(bad)
+        refuses("^features: ", channel_moments, bad)
 
 
 def test_moments_of_a_mix_by_hand():

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import s2robot
-from s2robot.core.errors import UserError
 from s2robot.loading import load_networks
+from tests.errors import refuses
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,7 @@ def test_error_names_the_damaged_key_of_a_contract(slow_policy, tmp_path, key, v
     group, _, name = key.rpartition(".")
     (record["contract"][group] if group else record["contract"])[name] = value
     (folder / "policy.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match=f"^{folder}: {key}.*: expected "):
-        load_networks(folder, torch.device("cpu"))
+    refuses(f"^{folder}: {key}.*: expected ", load_networks, folder, torch.device("cpu"))
 
 
 def test_load_policy_returns_a_policy_that_acts(save_untrained, tmp_path, recwarn):

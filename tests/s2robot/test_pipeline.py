@@ -11,7 +11,6 @@ import pytest
 
 from s2robot import pipeline, verbs
 from s2robot.config import task_settings
-from s2robot.core.errors import UserError
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.lineage import Lineage
 from s2robot.demos.store import EpisodeStore
@@ -20,6 +19,7 @@ from s2robot.evaluation.records import read_records, read_summary
 from s2robot.policies import load_checkpoint
 from tests import forks
 from tests.configs import composed
+from tests.errors import refuses
 from tests.kills import ROOT
 from tests.s2robot.core.test_timing import spans_of
 from tests.s2robot.pictures import TRAINING, write_noise
@@ -34,10 +34,9 @@ def command(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def run(*args: object, start=("-m", "s2robot")) -> subprocess.CompletedProcess[str]:
-        env, words = os.environ | {"S2ROBOT_CACHE": str(cache), forks.ALL: "1"}, map(str, [*start, *args])
-        return forks.run(
-            [sys.executable, *words], cwd=cache, env=env, capture_output=True, text=True, timeout=300
-        )
+        env = os.environ | {"S2ROBOT_CACHE": str(cache), forks.ALL: "1"}
+        words = [sys.executable, *map(str, [*start, *args])]
+        return forks.run(words, cwd=cache, env=env, capture_output=True, text=True, timeout=300)
 
     return run
 
@@ -172,8 +171,7 @@ def test_unknown_simulated_camera_is_reported_before_any_work(recorded, tmp_path
     wrist = write_noise(tmp_path / "wrist.zarr", {"wrist": (32, 32)}, (5,), env_version=ENV_VERSION)
     overrides = ["env.cameras=[wrist]", f"demos.path={wrist}", "run_dir=unused"]
     words = r"env.cameras: expected .*, got 'wrist'; .*'\+env.side_cameras.wrist="
-    with pytest.raises(UserError, match=words):
-        pipeline.run(composed("run", *overrides))
+    refuses(words, pipeline.run, composed("run", *overrides))
     placed = composed("run", *overrides, "+env.side_cameras.wrist=[[0.3,0,0.5],[0,0,0.1],45]")
     assert task_settings(placed).camera_problem() == ""
     with pytest.raises(DatasetError, match="expected 'wrist' among them"):

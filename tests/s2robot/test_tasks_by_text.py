@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from s2robot.core.errors import UserError
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
 from s2robot.evaluation.records import wilson
 from s2robot.policies import load_checkpoint
 from s2robot.policies.task_vectors import read_vectors
 from tests.demos.formats.made import converted
+from tests.errors import refuses
 from tests.s2robot.test_bound import COLUMNS, EVALUATION, TYPED, Slider, buffer, words  # noqa: F401  # fixtures
 from tests.s2robot.test_pipeline import refused
 
@@ -73,9 +73,8 @@ def test_text_absent_from_the_demos_is_evaluated_by_its_vector(here, demos, tmp_
     np.savez(tmp_path / "shifted.npz", **{text: np.add(v, 1) for text, v in VECTORS.items()})
     line = refused(here, "train", *demos, "policy.task_vectors=shifted.npz", "train.from=run")
     assert "policy.task_vectors: expected those of train.from=" in line
-    here(
-        "stress", "checkpoint=run", "only=[delay]", "episodes=2", "workers=1", "videos=0", "instruction=go up"
-    )
+    stress = ["stress", "checkpoint=run", "only=[delay]", "episodes=2", "workers=1", "videos=0"]
+    here(*stress, "instruction=go up")
 
 
 @pytest.mark.parametrize(
@@ -91,8 +90,7 @@ def test_text_absent_from_the_demos_is_evaluated_by_its_vector(here, demos, tmp_
 def test_mismatched_vectors_are_rejected(tmp_path, vectors, text):
     file = tmp_path / "a.npz"
     file.write_bytes(b"PK") if vectors is None else np.savez(file, **vectors)
-    with pytest.raises(UserError, match=re.escape(f"a.npz: {text}")):
-        read_vectors(file, TEXTS)
+    refuses(re.escape(f"a.npz: {text}"), read_vectors, file, TEXTS)
 
 
 def test_texts_and_vectors_are_validated_before_encoding(here, demos, tmp_path):

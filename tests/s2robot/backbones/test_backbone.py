@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from s2robot.backbones.backbone import Backbone, find_backbone
 from s2robot.backbones.libraries import CLIP, HALF, IMAGENET, features
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.core.errors import UserError
 from s2robot.s2 import forward
+from tests.errors import refuses
 
 
 class Case(NamedTuple):
@@ -143,8 +143,7 @@ def size_of(*modules: nn.Module) -> int:
 
 
 def rejected(model, words, **options):
-    with pytest.raises(UserError, match=words):
-        find_backbone(model() if isinstance(model, partial) else model, **options)
+    refuses(words, find_backbone, model() if isinstance(model, partial) else model, **options)
 
 
 @torch.no_grad()

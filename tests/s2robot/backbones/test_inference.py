@@ -17,7 +17,7 @@ from s2robot.backbones import inference
 from s2robot.backbones.device import moved
 from s2robot.backbones.inference import PackedLinear, can_pack, default_dtype, prepare
 from s2robot.backbones.vit import MVPViT, ViTSpec
-from s2robot.core.errors import UserError
+from tests.errors import refuses
 
 SPEC = ViTSpec(img_size=32, patch_size=8, dim=96, depth=3, heads=3)
 
@@ -169,8 +169,7 @@ def test_default_dtype(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
         assert default_dtype("cpu") == prepare(vit()).norm.weight.dtype == dtype
     assert default_dtype("meta") == torch.float32
-    with pytest.raises(UserError, match="dtype: expected .* 'auto', got 'int8'"):
-        prepare(vit(), "int8")
+    refuses("dtype: expected .* 'auto', got 'int8'", prepare, vit(), "int8")
 
 
 @pytest.mark.gpu

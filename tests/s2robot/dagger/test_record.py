@@ -87,9 +87,7 @@ def test_correction_is_appended_to_a_copy_of_the_demos(demos, settings, tmp_path
     assert windows.steps.tolist() == list(range(int(store.lengths[0]) + switch, store.num_steps))
 
 
-def corrected(
-    demos: EpisodeStore, settings: DaggerSettings, seed: int, patience: int = 30, steps: int = 100, **changes
-) -> tuple[dict[str, np.ndarray], dict]:
+def corrected(demos, settings, seed, patience=30, steps=100, **changes) -> tuple[dict[str, np.ndarray], dict]:
     world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
     settings = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
     return dagger_record.corrected_episode(Corrector(Course(settings, world, PickerConfig(), STEPS)), seed)

@@ -11,6 +11,7 @@ from s2robot.envs.real.control.loop import LoopConfig
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM
 from tests.envs.real.virtual import Calls, FakeArm, VirtualClock, driven, episode
+from tests.errors import fails
 
 CHUNK, STEP_S = 8, 0.1
 
@@ -69,13 +70,11 @@ def test_planning_restarts_after_a_failure_a_pause_or_a_reset():
         return 9.0 if number == 6 else 0.15
 
     clock, ahead, requests = made(takes, 4, 2, 0.25)
-    with pytest.raises(EnvError, match="no camera"):
-        acted(ahead, clock, 7)
+    fails("no camera", acted, ahead, clock, 7)
     assert acted(ahead, clock, 5)[0][:, 0].tolist() == [3] * 5  # the fourth plan is in progress
     clock.sleep(1.0)
     assert acted(ahead, clock, 5)[0][:, 0].tolist() == [5] * 5 and requests[4][2] == 0
-    with pytest.raises(EnvError, match="^policy: expected the last plan to end"):
-        ahead.reset()
+    fails("^policy: expected the last plan to end", ahead.reset)
     clock.sleep(5.0)
     ahead.reset()
     assert acted(ahead, clock, 1)[0].tolist() == [[7, 0]]

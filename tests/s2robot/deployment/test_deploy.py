@@ -167,9 +167,7 @@ def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_s
 @pytest.mark.parametrize(
     ("error", "fault"), [(KeyError("mode"), "KeyError: 'mode'"), (DiskError("disk is full"), "disk is full")]
 )
-def test_error_while_acting_is_a_fault_that_keeps_the_episode(
-    config, at_step, tmp_path, monkeypatch, capsys, error, fault
-):
+def test_error_while_acting_keeps_the_episode(config, at_step, tmp_path, monkeypatch, capsys, error, fault):
     at_step(3, lambda: monkeypatch.setattr(XArmDriver, "status", Mock(side_effect=error)))
     assert deploy.deploy(config("live=true", "bridge.loop.max_steps=300")) == 1
     (record,) = json.loads((tmp_path / "summary.json").read_text())["records"]
@@ -211,9 +209,8 @@ def test_episode_lost_to_a_full_disk_is_a_fault_in_the_summary(config, tmp_path,
     full = Mock(side_effect=DiskError("real.zarr: the disk is full"))
     monkeypatch.setattr("s2robot.deployment.deploy.EpisodeRecorder.finish", full)
     words = "live=true", "episodes=3", f"record='{tmp_path}/real.zarr'", "bridge.loop.max_steps=2"
-    assert (
-        deploy.deploy(config(*words)) == 1 and "FAULT: real.zarr: the disk is full" in capsys.readouterr().out
-    )
+    assert deploy.deploy(config(*words)) == 1
+    assert "FAULT: real.zarr: the disk is full" in capsys.readouterr().out
     (episode,) = json.loads((tmp_path / "summary.json").read_text())["records"]
     assert episode["steps"] == 2 and (tmp_path / "episodes" / "episode_0000.png").exists()
 

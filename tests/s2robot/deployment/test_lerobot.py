@@ -14,6 +14,7 @@ from s2robot.envs.real.arms.lerobot import LeRobotArm
 from s2robot.envs.real.cameras.camera import fitted
 from tests.configs import composed
 from tests.envs.real.arms.test_lerobot import KEYS, Robot, about
+from tests.errors import refuses
 
 DATASET_KEYS = KEYS[::-1]  # in the dataset's order
 
@@ -42,8 +43,7 @@ def test_values_are_translated_by_name_and_unit():
 )  # fmt: skip
 def test_other_joint_names_and_delta_actions_are_rejected(wrong, text):
     arm = LeRobotArm(about(), about().limits())
-    with pytest.raises(UserError, match=text):
-        by_name(Policy(np.zeros, None, wrong, 256, None, list, None), about(), arm)
+    refuses(text, by_name, Policy(np.zeros, None, wrong, 256, None, list, None), about(), arm)
 
 
 def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path, monkeypatch, capsys):
@@ -61,8 +61,7 @@ def test_dry_run_with_the_robot_cameras(save_untrained, pictures, calm, tmp_path
     seen = []
     monkeypatch.setattr(preflight, "draw_views", lambda views, *_: seen.append(views))
     assert deploy.deploy(composed("deploy", *words)) == 0, capsys.readouterr().out
-    with pytest.raises(UserError, match="pre-flight: 1 of"):
-        deploy.deploy(composed("deploy", *words, "bridge.cameras.left.device=left"))
+    refuses("pre-flight: 1 of", deploy.deploy, composed("deploy", *words, "bridge.cameras.left.device=left"))
     with pytest.raises(UserError, match="bridge.simulated: expected false with a policy of a LeRobot"):
         deploy.deploy(composed("deploy", *words, "bridge=simulated"))
     for name, image in (("hand", np.rot90(frames["hand"], 2)), ("left", frames["front"])):

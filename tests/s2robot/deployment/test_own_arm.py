@@ -72,11 +72,8 @@ def test_custom_driver_without_a_model_warns_about_skipped_checks(config, box, p
     words = ["robot.model=null", "robot.points=[]", f"robot.ip='{address}'", *cameras]
     wanted = config(arm, *words, "dry_run_steps=2")
     other = FileLock(cache_dir("arms", quote(address, safe="")) / ".lock")
-    with (
-        other,
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(UserError, match=f"arm at {address} must end"),
-    ):
+    refused = pytest.raises(UserError, match=f"arm at {address} must end")
+    with other, pytest.MonkeyPatch.context() as patch, refused:
         patch.setattr("s2robot.core.run_folder._WAIT_S", 0.1)
         deploy.deploy(wanted)
     assert not box.asked

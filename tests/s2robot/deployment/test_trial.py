@@ -41,9 +41,7 @@ def run(cfg, outcomes, prompts, prepare=lambda arms: None):
         return run_trial(settings, Path(cfg.run_dir), connect)
 
 
-def test_trial_is_blind_survives_fault_and_crash_and_counts_voids(
-    arm_config, emulator, save_untrained, slow_policy, tmp_path, capsys
-):
+def test_blind_trial_with_fault_and_void(arm_config, emulator, save_untrained, slow_policy, tmp_path, capsys):
     """An arm error ends the first attempt; the second is void and its repetition interrupted. Two cameras, then one."""
     other = save_untrained(tmp_path / "other", {"cameras": ["left"]}, 0.002, cameras=["left"])
     cfg, faults, prompts = arm_config("trial", *words(slow_policy, other)), [], []

@@ -28,10 +28,9 @@ def tiny(tmp_path):
         one = [[0, 0, 0, 0, -1], [1, 0, 0, 0, -1], [3, 0, 0, np.pi / 2, 1]]
         for first, action in ((0, one), (3, [[5, 0, 0, 0, 1]] * 2)):
             rows = np.arange(first, first + len(action), dtype="f4")[:, None]
-            actions = np.array(action, "f4")  # the expert's labels are others
-            store.append(
-                {"action": actions, "expert": np.tile(actions[:, None] / 2, (1, 2, 1)), "proprio": rows}
-            )
+            actions = np.array(action, "f4")
+            labels = np.tile(actions[:, None] / 2, (1, 2, 1))  # the expert's are others
+            store.append({"action": actions, "expert": labels, "proprio": rows})
     return EpisodeStore.open(tmp_path / "tiny.zarr")
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from s2robot import cli
-from s2robot.core.errors import UserError
 from s2robot.evaluation.recorded import _of_training
 from tests.demos.formats import made
+from tests.errors import refuses
 from tests.s2robot.html_page import Page
 from tests.s2robot.pictures import TRAINING, trained
 
@@ -66,8 +66,7 @@ def test_mismatched_data_and_a_missing_run_are_one_error_line(checkpoint, capsys
     (tmp_path / ".hydra").mkdir()
     for damaged in ("demos: null", "demos: {mix: [a]}", "demos:\n\t- a"):
         (tmp_path / ".hydra/config.yaml").write_text(damaged)
-        with pytest.raises(UserError, match="copied: .* expected demos.path=<the dataset>"):
-            _of_training(copied)
+        refuses("copied: .* expected demos.path=<the dataset>", _of_training, copied)
     shutil.rmtree(tmp_path / ".hydra")
     assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={copied}")
 

@@ -291,9 +291,8 @@ def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, i
     assert summary["cameras"] == list(CAMERAS) and summary["seed"] == 10000
     assert {"simulate_s", "encode_s", "policy_s", "wall_s"} <= set(summary["timing"])
     lines = (out / "episodes.jsonl").read_text()
-    (out / "episodes.jsonl").write_text(
-        lines + lines.replace('"episode": 0', '"episode": 1')
-    )  # a longer run's
+    longer = lines + lines.replace('"episode": 0', '"episode": 1')
+    (out / "episodes.jsonl").write_text(longer)
     shutil.copy(out / "actions/episode_0000.npy", out / "actions/episode_0001.npy")
     again = evaluate_policy(cfg, folder, out)  # resumes, with everything done
     assert len(read_records(out / "episodes.jsonl")) == 2 and again["episodes"] == 1

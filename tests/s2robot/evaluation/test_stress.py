@@ -68,8 +68,7 @@ def test_command_writes_its_page_and_a_repeat_adds_nothing(here, save_untrained,
     facts = json.loads((policy / "policy.json").read_text())
     (policy / "policy.json").write_text(json.dumps(facts | {"spec": facts["spec"] | {"execute": 1}}))
     assert "policy.spec.execute: expected" in here(*words, status=2).stderr
-    assert (
-        "instruction: expected null (policy without tasks)" in here(*words, "instruction=x", status=2).stderr
-    )
+    line = here(*words, "instruction=x", status=2).stderr
+    assert "instruction: expected null (policy without tasks)" in line
     for wrong, text in (("blurr", "only: .* did you mean 'blur'"), ("", "only: expected some of .*blur")):
         assert re.search(text, here(*words, f"only=[{wrong}]", status=2).stderr)

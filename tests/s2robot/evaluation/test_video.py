@@ -4,8 +4,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.evaluation.video import side_by_side, write_video
+from tests.errors import refuses
 
 RECORD = {"episode": 12, "seed": 4012, "success": False, "stage": "grasp"}
 
@@ -57,7 +57,6 @@ def test_broken_encoder_keeps_the_old_video(tmp_path, monkeypatch):
     fake.write_text("#!/bin/sh\nexec cat >/dev/null\n")  # reads the frames and writes nothing
     fake.chmod(0o755)
     monkeypatch.setattr(imageio_ffmpeg._io, "get_ffmpeg_exe", lambda: str(fake))
-    with pytest.raises(UserError, match="e.mp4: cannot be written"):
-        write_video(path, frames, RECORD)
+    refuses("e.mp4: cannot be written", write_video, path, frames, RECORD)
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e.mp4", "ffmpeg"]

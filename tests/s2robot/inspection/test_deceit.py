@@ -72,9 +72,8 @@ def test_video_that_is_late_or_early(lag):
     data = Data(1)
     data.change[:, 1:] = np.roll(data.change[:, 1:], lag, axis=1)
     (one,) = only_findings(data, "late")
-    assert one.text.startswith(
-        f"camera hand: {abs(lag)}{'+' * (lag == 12)} steps {'late' if lag > 0 else 'early'}"
-    )
+    size = f"{abs(lag)}{'+' * (lag == 12)}"
+    assert one.text.startswith(f"camera hand: {size} steps {'late' if lag > 0 else 'early'}")
 
 
 def test_late_video_that_follows_the_state_loosely():
@@ -98,9 +97,7 @@ def test_copy_of_an_episode_with_noise_or_without_its_first_steps(noise, lost):
     assert one.episode == 13 and one.text.startswith(whole if lost > 1 else "nearly episode 4: ")
 
 
-@pytest.mark.parametrize(
-    ("factor", "name"), [(57.29578, "degrees for radians"), (1000.0, "mm for m"), (1 / 12, "")]
-)
+@pytest.mark.parametrize("factor, name", [(57.29578, "degrees for radians"), (1e3, "mm for m"), (1 / 12, "")])
 def test_episode_in_other_units(factor, name):
     data = Data(3)
     data.state[5] *= factor

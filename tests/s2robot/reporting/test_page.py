@@ -3,8 +3,8 @@
 import pytest
 from jinja2 import UndefinedError
 
-from s2robot.core.errors import UserError
 from s2robot.reporting.page import TEMPLATES, Section, videos, write_report_page
+from tests.errors import refuses
 from tests.s2robot.html_page import Page
 
 EVIL = "<script>alert('1')</script>"
@@ -35,5 +35,4 @@ def test_all_text_is_escaped_and_empty_sections_are_omitted(tmp_path):
         write_report_page(tmp_path / "other.html", EVIL, [("poem", EVIL)], [])
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     for path in ("/etc/passwd", "../other/videos/a.mp4"):
-        with pytest.raises(UserError, match="film: expected a path inside"):
-            videos(tmp_path, [("film", path, "")])
+        refuses("film: expected a path inside", videos, tmp_path, [("film", path, "")])

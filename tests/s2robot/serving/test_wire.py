@@ -117,12 +117,10 @@ def test_accepted_camera_keys(sent):
 
 
 def test_single_camera_is_the_image_and_images_keep_original_names():
-    found = observation_of({"observation/image": HAND, "state": STATE}, ("observation.images.top",), {})
-    assert np.array_equal(found["images"]["observation.images.top"], HAND)
-    found = observation_of(
-        {"images": {"hand": HAND}, "state": STATE, "prompt": 3}, ("hand",), {"cam": "hand"}
-    )
-    assert np.array_equal(found["images"]["hand"], HAND) and found["task"] == 3  # the policy rejects it
+    seen = observation_of({"observation/image": HAND, "state": STATE}, ("observation.images.top",), {})
+    assert np.array_equal(seen["images"]["observation.images.top"], HAND)
+    seen = observation_of({"images": {"hand": HAND}, "state": STATE, "prompt": 3}, ("hand",), {"cam": "hand"})
+    assert np.array_equal(seen["images"]["hand"], HAND) and seen["task"] == 3  # the policy rejects it
 
 
 @pytest.mark.parametrize(

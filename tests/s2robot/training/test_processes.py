@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from s2robot.backbones.vit import load_encoder
-from s2robot.core.errors import UserError
 from s2robot.policies import load_checkpoint, load_tuned
 from s2robot.pretraining.pretrain import pretrain
 from tests import forks
+from tests.errors import refuses
 from tests.kills import ROOT
 from tests.s2robot.pretraining.small import make_settings
 from tests.s2robot.training import two_processes
@@ -100,8 +100,7 @@ def test_indivisible_batch_size_is_rejected(tmp_path, monkeypatch):
     from lightning_fabric import Fabric
 
     monkeypatch.setattr(Fabric, "world_size", 3)
-    with pytest.raises(UserError, match="^pretrain.batch_size: expected a multiple of 3 "):
-        pretrain(make_settings(tmp_path))
+    refuses("^pretrain.batch_size: expected a multiple of 3 ", pretrain, make_settings(tmp_path))
 
 
 # pretrain shares train's loop and its error handling, so it runs in `make slow` only

@@ -10,9 +10,9 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from examples.s2_llava import small  # noqa: E402
-from s2robot.core.errors import UserError  # noqa: E402
 from s2robot.s2 import forward  # noqa: E402
 from s2robot.vlm import register, s2_llava, s2_processor  # noqa: E402
+from tests.errors import refuses  # noqa: E402
 
 IMAGE = 5  # the token
 SMALL = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
@@ -157,8 +157,7 @@ def test_unsupported_models_are_one_error_line_and_stay_unchanged():
         (llava(tile=27), {"pool": 1}, "pool: .* 18 tokens and 81 px"),
         (quantised, {}, "linear_1: expected a plain Linear of 16 channels, got a Bilinear"),
     ):
-        with pytest.raises(UserError, match=message):
-            s2_llava(model, **how)
+        refuses(message, s2_llava, model, **how)
     for layer in (-5, [1, 4]):
         model = llava(layer=layer)
         with pytest.raises(IndexError):

@@ -16,11 +16,11 @@ import time
 import numpy as np
 import pytest
 
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import OK, REFUSED
 from s2robot.envs.real.arms.franka import GONE, MOVING, FrankaDriver
 from tests.envs.real.home import described
 from tests.envs.real.patience import wait_for
+from tests.errors import fails
 
 HOME, LIMITS = described("panda").start, described("panda").limits()
 
@@ -28,10 +28,8 @@ HOME, LIMITS = described("panda").start, described("panda").limits()
 def test_missing_franky_is_one_error_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "franky", None)
     driver = FrankaDriver("192.0.2.1", LIMITS)
-    with pytest.raises(EnvError, match=r"^franky: expected .*pip install 's2robot\[franka\]'"):
-        driver.connect(1.0)
-    with pytest.raises(EnvError, match="expected connect first"):
-        driver.read()
+    fails(r"^franky: expected .*pip install 's2robot\[franka\]'", driver.connect, 1.0)
+    fails("expected connect first", driver.read)
     assert driver.command(HOME, None).code == REFUSED and not driver.status().connected
     assert not driver.stop("never raises")
     driver.close()
@@ -98,14 +96,12 @@ def test_lost_controller_or_gripper_is_reported(arm, monkeypatch):
     monkeypatch.setattr(arm, "_hand", object())  # every reading fails
     monkeypatch.setattr("s2robot.envs.real.arms.franka.GRIPPER_LOST", 0.3)
     time.sleep(0.5)
-    with pytest.raises(EnvError, match="expected an answer from the gripper within 0.3 s"):
-        arm.read()
+    fails("expected an answer from the gripper within 0.3 s", arm.read)
 
 
 @pytest.mark.slow
 def test_stop_during_arming_is_not_lost(arm, monkeypatch):
     start = arm._start
     monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
-    with pytest.raises(EnvError, match="expected no stop while it was armed"):
-        arm.arm()
+    fails("expected no stop while it was armed", arm.arm)
     assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED

@@ -7,10 +7,10 @@ import mujoco
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import ToolIK, XArm7Points, finger_tip, frames, jacobian
+from tests.errors import refuses
 
 POINTS = XArm7Points()
 
@@ -94,8 +94,7 @@ def test_finger_tips_are_at_the_ends_of_the_pads(world, angle):
     ],
 )  # fmt: skip
 def test_invalid_limits_are_rejected_by_name(wrong):
-    with pytest.raises(UserError, match=f"^bridge.limits.{next(iter(wrong))}"):
-        XARM7_LIMITS.replace(**wrong)
+    refuses(f"^bridge.limits.{next(iter(wrong))}", XARM7_LIMITS.replace, **wrong)
 
 
 def test_limits_match_the_simulated_xarm7(world):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from s2robot.demos.store import EpisodeStore
-from s2robot.envs.errors import EnvError
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
@@ -246,8 +245,7 @@ def test_failures_in_motion_are_faults_at_once_or_after_a_hold(arm, cameras, bre
     assert limits or "clamped" in reason or len(arm.sent) <= sent_at[0] + 2
     assert np.isfinite(arm.sent).all()
     arm.lawful()
-    with pytest.raises(EnvError, match="got fault"):  # latched: no second episode
-        loop.run(max_steps=1)
+    fails("got fault", loop.run, max_steps=1)  # latched: no second episode
     if len(set(answer)) > 1:  # the arm is in order
         loop.watchdog.clear(arm.clock.now())
         arm.arm(), answer.append(lambda: SLOWLY)
