@@ -162,7 +162,8 @@ def run_episodes(
         done = [record["success"] for episode, record in stored.records.items() if episode < episodes]
         progress(len(done), sum(done))
 
-    report()
+    if not todo:
+        report()
     state = partial(World, env_config, planner)
     with worker_pool(min(workers, len(todo)), state, encodes=True, anywhere=True) as pool:
         for _, (record, actions, costs) in pool.as_done(World.run, todo):

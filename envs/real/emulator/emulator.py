@@ -63,7 +63,7 @@ class Emulator:
             "ports": lambda: asdict(ports), "cameras": lambda: {"fps": config.fps}, "status": self._status,
             "clear": faults.clear, "clear_error": box.clean_error,  # as in UFACTORY Studio
             "commands": self._commands, "motion": lambda since: {"motion": self.journal.motion_since(since)},
-            "hand": self._hand, "place_arm": self._place_arm, "fault drop": lambda clients=None: self.server.drop(clients),
+            "hand": self._hand, "place_arm": self._place_arm, "fault drop": self._drop,
         }  # fmt: skip
         operations |= {f"fault {name}": getattr(faults, name) for name in faults.NAMES}
         if self.scene:
@@ -84,6 +84,9 @@ class Emulator:
     def _commands(self, since: float = 0.0) -> dict:
         """Return the commands that have reached the box since a time, s; see `Journal.command`."""
         return {"commands": [c for c in self.journal.commands if c["time"] >= since]}
+
+    def _drop(self, clients: list[int] | None = None) -> None:
+        self.server.drop(clients)
 
     def _hand(self, joints: Joints) -> dict:
         """Emulate an operator who guides the arm; possible only in manual mode (2)."""
