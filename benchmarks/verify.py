@@ -45,8 +45,8 @@ PRIMARY = {"s2": [("s2", "two")]} | dict.fromkeys(("size", "distance"), [("two",
 ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
-DEMOS: dict[float, str] = {number: str(number) for number in (15, 30, 60, 120)}
 WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
+DEMOS: dict[float, str] = {number: str(number) for number in (15, 30, 60, 120)}
 PROBED_SCALES = ("1", "2", "1+2")  # whose scores are shown
 # task of a probe: its metric, the sign of a gain, the name of 100 x the metric
 PROBED = {
@@ -116,19 +116,18 @@ def counts(outcomes: np.ndarray) -> str:
 
 
 def arms_table(of: str) -> str:
-    name, _, brief = of.partition(" ")  # "… success": without costs
-    (facts, outcomes), longer = comparison(name), dict[str, np.ndarray]()
-    for file in (RESULTS / name).parent.glob(f"longer/{Path(name).name}-*.json"):
-        longer |= comparison(f"{Path(name).parent}/longer/{file.stem}")[1]
-    rows = [
-        [arm["label"], arm["gflops_per_frame"], arm.get("tokens_per_frame", ""), f"{arm['ms_per_action']:.3g}"][: 1 if brief else 4]
-        + [percent(outcomes[arm["name"]]), counts(outcomes[arm["name"]]),
-         *([percent(longer[arm["name"]]) if arm["name"] in longer else ""] if longer else [])]
-        for arm in facts["arms"]
-    ]  # fmt: skip
+    folder, _, brief = of.partition(" ")  # "… success": without costs
+    (facts, outcomes), longer = comparison(folder), dict[str, np.ndarray]()
+    for file in (RESULTS / folder).parent.glob(f"longer/{Path(folder).name}-*.json"):
+        longer |= comparison(f"{Path(folder).parent}/longer/{file.stem}")[1]
     costs = [] if brief else ["GFLOPs a frame", "tokens", "ms an action"]
-    longest = ["with twice the steps"] * bool(longer)
-    return table(["arm", *costs, "success", "by training seed", *longest], *rows)
+    rows = [["arm", *costs, "success", "by training seed", *["with twice the steps"] * bool(longer)]]
+    for arm in facts["arms"]:
+        name, tokens = arm["name"], arm.get("tokens_per_frame", "")
+        cost = [] if brief else [arm["gflops_per_frame"], tokens, f"{arm['ms_per_action']:.3g}"]
+        more = [percent(longer[name]) if name in longer else ""] * bool(longer)
+        rows.append([arm["label"], *cost, percent(outcomes[name]), counts(outcomes[name]), *more])
+    return table(*rows)
 
 
 def pairs_table(name: str) -> str:

@@ -40,7 +40,7 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
         return known
     names = [name for name in ("action", "proprio") if name in store.keys]
     arrays = [np.asarray(store[name], np.float32).reshape(store.num_steps, -1) for name in names]
-    keys = []
+    known.clear()
     for i in range(len(store)):
         own = [array[store.episode_slice(i)] + 0.0 for array in arrays]  # + 0.0 turns -0 into 0
         changing = [array for array in own if (array != array[0]).any()]
@@ -48,8 +48,7 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
             sorted(hashlib.sha256(column.tobytes()).digest() for column in array.T)
             for array in changing or [np.concatenate(own, 1)]
         ]
-        keys.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
-    known[:] = keys
+        known.append(tuple(hashlib.sha256(b"".join(each)).hexdigest()[:16] for each in columns))
     return known
 
 

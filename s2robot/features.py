@@ -82,7 +82,8 @@ def _encode(
     encoder.to(device)
     if not cache.missing():
         return cache.features, cache
-    _check_repeats(encoder, sizes)
+    if not copy:  # once, not for each augmented copy
+        _check_repeats(encoder, sizes)
     world = world_of_demos(store) if store.attrs["kind"] == "states" else None
     workers, threads = settings.shares()
     options = cameras, as_image_size(sizes), world

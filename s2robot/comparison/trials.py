@@ -153,7 +153,7 @@ def read_arms(word: str) -> list[Arm]:
     one_of(f"{path}: suffix", path.suffix, readers)
     if not (rows := readers[path.suffix](path)):
         raise UserError(f"{path}: expected one trial or more (JSON: per_episode or per_task), got none")
-    own = name or (path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name)
+    own = path.stem if path.stem not in ("episodes", "eval_info") else path.resolve().parent.name
     arms = dict.fromkeys(row.arm for row in rows)
     labels = {arm: f"{name} {arm}" if name and len(arms) > 1 else name or arm or own for arm in arms}
     return [_arm(path, label, [row for row in rows if row.arm == arm]) for arm, label in labels.items()]
