@@ -32,11 +32,6 @@ class Row:
     base: str = ""  # with DAgger: the row whose policies it starts from
 
 
-def of_task(task: str) -> Row:
-    demos = f"runs/tasks/{task}.zarr"
-    return Row("", f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
-
-
 SOFTMAX = "policy.pooling.kind=spatial_softmax"
 ROWS = {
     "policies": {
@@ -48,7 +43,10 @@ ROWS = {
         "transformer": Row("policy=transformer"),
         "panda": Row("", "robot=panda demos.path=runs/policies/panda.zarr", "robot=panda out=runs/policies/panda.zarr"),
     },
-    "tasks": {task: of_task(task) for task in ("stack", "lift", "can", "square")},
+    "tasks": {
+        task: Row("", f"task={task} demos.path={demos}", f"task={task} seed=100000 out={demos}")
+        for task, demos in ((task, f"runs/tasks/{task}.zarr") for task in ("stack", "lift", "can", "square"))
+    },
 }  # fmt: skip
 
 

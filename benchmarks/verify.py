@@ -4,7 +4,7 @@
     python benchmarks/verify.py --write           # rewrites the tables and the picture
     python benchmarks/verify.py --add runs/scales/cube4-15-expert     # a finished comparison, first
 
-A comparison is one file: command, commit, versions, first position, and for each arm and training seed one digit a
+A comparison is one file: the positions, and for each arm its command, commit, versions, and for each training seed one digit a
 position, 1 for a success. A page holds a table between `<!-- <its name> -->` and `<!-- end -->`.
 """
 
@@ -77,20 +77,24 @@ def commit_of(folder: Path) -> str:
 
 
 def add(folder: Path, into: str) -> None:
-    """Store a finished comparison as docs/results/<into>/<folder's name>.json."""
-    facts = read_json(folder / "compare.json")
-    arms = []
+    """Store a finished comparison as docs/results/<into>/<folder's name>.json, beside the other arms of that file."""
+    facts, stored = read_json(folder / "compare.json"), RESULTS / into / f"{folder.name}.json"
+    positions = facts["positions"]
+    about = read_json(stored) if stored.exists() else {"positions": positions, "pairs": [], "arms": []}
+    assert about["positions"] == positions, f"{stored}: other positions"
+    about["pairs"] += [p for p in ([p["a"], p["b"]] for p in facts["pairs"]) if p not in about["pairs"]]
+    origin = {key: facts[key] for key in ("command", "versions")} | {"commit": commit_of(folder)}
+    arms = {arm["name"]: arm for arm in about["arms"]}
     for arm in facts["arms"]:
         outcomes = {}
         for run in arm["seeds"]:
-            file, count = folder / run["run"] / "episodes.jsonl", facts["positions"]["episodes"]
-            tried = sorted(read_records(file, count, run), key=lambda record: record["seed"])
+            tried = read_records(folder / run["run"] / "episodes.jsonl", positions["episodes"], run)
+            tried = sorted(tried, key=lambda record: record["seed"])
             outcomes[str(run["seed"])] = "".join(str(int(record["success"])) for record in tried)
         tokens = read_json(folder / run["run"] / "summary.json")["policy"]["tokens"]
-        arms.append({**{key: arm[key] for key in ABOUT}, "tokens_per_frame": tokens, "outcomes": outcomes})
-    about = {key: facts[key] for key in ("title", "command", "versions", "positions")}
-    about |= {"commit": commit_of(folder), "pairs": [[p["a"], p["b"]] for p in facts["pairs"]], "arms": arms}
-    write_json(RESULTS / into / f"{folder.name}.json", about)
+        own = {key: arm[key] for key in ABOUT} | origin
+        arms[arm["name"]] = own | {"tokens_per_frame": tokens, "outcomes": outcomes}
+    write_json(stored, about | {"arms": list(arms.values())})
 
 
 def percent(outcomes: np.ndarray) -> str:
