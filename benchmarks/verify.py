@@ -320,7 +320,7 @@ def picture(file: Path) -> None:
     for title, arms in sorted(curves.items(), key=lambda item: ("demos" in item[0], item[0])):
         lines = []
         for label, points in arms.items():
-            colour, marker, *_ = plots.look(labels.index(label))
+            colour, marker, *_ = plots.series_style(labels.index(label))
             x, y, low, high = zip(*sorted(points), strict=True)
             style = {"marker": marker, "ms": 6, "ls": "none" if len(x) == 1 else "-"}
             lines.append(plots.Line(x, y, label, colour, low, high, style))

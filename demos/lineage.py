@@ -91,11 +91,11 @@ class Lineage:
         return replace(self, positions={**self.positions, use: combined})
 
     def seen(self, store: EpisodeStore) -> list[int]:
-        """Return the numbers of the episodes that were trained on."""
+        """Return the indices of the episodes that were trained on."""
         return [i for i, keys in enumerate(episode_keys(store)) if self.hashes.intersection(keys)]
 
     def spent(self, store: EpisodeStore) -> list[int]:
-        """Return the numbers of the episodes that cannot be held out: seen ones and duplicates."""
+        """Return the indices of the episodes that cannot be held out: seen ones and duplicates."""
         keys = episode_keys(store)
         counts = Counter(key for own in keys for key in {*own})
         used = self.hashes.union(key for key, count in counts.items() if count > 1)

@@ -59,7 +59,7 @@ def episode_frames(
     """
     store = open_cached(path, episode)
     store.check(cameras=cameras)
-    return frames_of(*seen_of(store, episode, cameras, image_size, world), episode)
+    return frames_of(*frame_inputs(store, episode, cameras, image_size, world), episode)
 
 
 def open_cached(path: str | Path, episode: int) -> EpisodeStore:
@@ -73,7 +73,7 @@ def open_cached(path: str | Path, episode: int) -> EpisodeStore:
     return store
 
 
-def seen_of(
+def frame_inputs(
     store: EpisodeStore, episode: int, cameras: tuple[str, ...], image_size: ImageSize, world: World = None
 ) -> tuple[list[np.ndarray], TaskSettings | None]:
     """Return the arguments of :func:`frames_of`, which may run elsewhere: the frames, or the states and world."""
@@ -85,7 +85,7 @@ def seen_of(
 
 
 def frames_of(seen: list[np.ndarray], world: TaskSettings | None, episode: int = 0) -> list[np.ndarray]:
-    """Return an episode's frames from the output of :func:`seen_of`; ``episode``: its number in the trace."""
+    """Return an episode's frames from the output of :func:`frame_inputs`; ``episode``: its number in the trace."""
     if world is None:
         return seen
     env, drawn = make_cached(world), list[dict[str, np.ndarray]]()

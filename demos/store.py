@@ -39,7 +39,7 @@ from s2robot.demos.schema import SCHEMA_VERSION, check_joints, checked_attribute
 
 Arrays = Mapping[str, Any]  # key -> numbers
 PIECE_BYTES = 8 << 20  # copied from another dataset at a time
-Split = tuple[np.ndarray, np.ndarray]  # numbers of episodes to train on and to validate on, sorted
+Split = tuple[np.ndarray, np.ndarray]  # indices of episodes to train on and to validate on, sorted
 
 
 def _attributes(path: Path) -> dict[str, Any]:

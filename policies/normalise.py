@@ -56,7 +56,7 @@ class Normaliser(nn.Module):
     mode: "standard": mean and standard deviation; "minmax": the range becomes -1..1; "quantile": the range from the
     1 % to the 99 % quantile does, which ignores outliers. modes: overrides per part, by name. Each of the six numbers of
     a rotation has its own scale, because a hand turns far about the vertical but a tilt of a degree matters. Binary
-    numbers are 0 and 1.
+    values are 0 and 1.
     """
 
     def __init__(

@@ -7,7 +7,7 @@
     parts.inner(actions)              # (..., 7) -> (..., 10)
     parts.outer(parts.inner(x))       # x
 
-`s2robot.core.parts` documents the kinds. Inner values are those inside the policy, where binary numbers are 0 and 1.
+`s2robot.core.parts` documents the kinds. Inner values are those inside the policy, where binary values are 0 and 1.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Parts:
         return not any(p.kind == "rotation" or (p.kind == "binary" and p.low) for p in self.parts)
 
     def inner(self, values: Tensor) -> Tensor:
-        """Convert outer to inner values, (..., A) -> (..., W): rotations as rot6d, binary numbers as 0 and 1."""
+        """Convert outer to inner values, (..., A) -> (..., W): rotations as rot6d, binary values as 0 and 1."""
         return self._each(values, self.outside, _inner)
 
     def outer(self, values: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class Parts:
         return torch.cat(pieces, -1)
 
     def clip(self, actions: Tensor, binary: bool = True) -> Tensor:
-        """Clip actions (..., A) to their limits; `binary`: also round each binary number to one of its two values."""
+        """Clip actions (..., A) to their limits; `binary`: also round each binary value to one of its two values."""
         pieces = []
         for part, at in self.outside:
             x = actions[..., at]

@@ -8,7 +8,7 @@
 
 Every verb is a Hydra app over `configs/<verb>.yaml`. A verb's implementation is imported only when it runs, so
 listing, help and `--cfg` respond at once. Exit codes: 0 done, 2 invalid user input (explained in one line),
-130 interrupted, 141 nobody reads the output, 3 and 4 verdicts (`stats`, `trial`, `reproduce`), 1 other errors and arm faults.
+130 interrupted, 141 output pipe closed, 3 and 4 verdicts (`stats`, `trial`, `reproduce`), 1 other errors and arm faults.
 """
 
 import importlib

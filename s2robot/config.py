@@ -113,8 +113,9 @@ class DemosSettings(Settings, at="demos"):
         if self.foreign and self.split is None:
             return None
         if not self.plain:
-            why = "this verb supports a number of first episodes only"
-            raise UserError(f"demos: {why}, expected demos.episodes=<number>")
+            raise UserError(
+                "demos: expected demos.episodes=<number>, as this verb uses only the first episodes"
+            )
         return self.episodes
 
     def is_external(self) -> bool:

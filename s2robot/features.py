@@ -95,7 +95,7 @@ def _encode(
 
     def frames(i: int) -> Callable[[], list[np.ndarray]]:
         if far:  # a remote worker cannot read the dataset, so send it the recorded data
-            make = partial(replay.frames_of, *replay.seen_of(store, i, *options), i)
+            make = partial(replay.frames_of, *replay.frame_inputs(store, i, *options), i)
         else:
             make = partial(replay.episode_frames, store.path, i, *options)
         return partial(augmented, make, (i, copy)) if copy else make

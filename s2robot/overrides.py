@@ -96,7 +96,7 @@ def one_line(verb: str, overrides: list[str], error: Exception) -> str | None:
         root = OmegaConf.to_container(cause.parent_node._get_root())
         return _unknown_key(verb, next(typed, prefix), [*_dotted(root)])
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return f"{cause.full_key}: expected a value of another type ({str(cause.msg).partition(chr(10))[0]})"
+        return f"{cause.full_key}: expected a different type ({str(cause.msg).partition(chr(10))[0]})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return _unknown_option(group, option)

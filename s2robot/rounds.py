@@ -108,10 +108,10 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
     if not settings.checkpoint and task.policy:
         check_takeover(settings, task.policy.members)
     task.lineage(demos).refuse(evaluation.positions, demos.path, "evaluate.seed")
-    claim(out / "rounds.settings.json", _deciding(cfg), "choose another run folder")
+    claim(out / "rounds.settings.json", _deciding(cfg), "choose another run directory")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
     if len(rows) < settings.rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
-        hint = "choose another run folder, or set evaluate.resume=false to evaluate again"
+        hint = "choose another run directory, or set evaluate.resume=false to evaluate again"
         raise UserError(f"{out}: expected an unfinished run, got an evaluation of {len(rows)} rounds; {hint}")
     return task, rows
 

@@ -29,7 +29,7 @@ DELTAS = ("action_raw", "action_sent", "expert", "imitate")  # dropped when acti
 
 
 class ExportSettings(Settings, file="convert"):
-    pictures: Literal["h264", "png"] = from_yaml()
+    image_codec: Literal["h264", "png"] = from_yaml()
     crf: int = from_yaml(ge=0, le=51)
     instruction: str | None = from_yaml()
     action_range: Literal["limits", "clip", "data"] = from_yaml()

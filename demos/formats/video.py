@@ -99,7 +99,7 @@ class VideoWriter:
         except (av.error.FFmpegError, ValueError) as error:
             if isinstance(error, OSError):
                 raise
-            raise mismatch(self._where, "images that PyAV can encode, or pictures=png", error) from None
+            raise mismatch(self._where, "images that PyAV can encode, or image_codec=png", error) from None
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames.  # uint8 (t, H, W, 3)"""

@@ -74,7 +74,7 @@ class _Writer:
         if rate != int(rate):
             raise mismatch(f"{store.path}: rate_hz", "a whole number, which LeRobot requires", rate)
         self._fps = int(rate)
-        self._png = settings.pictures == "png"
+        self._png = settings.image_codec == "png"
         self.sizes = camera_sizes(store, store.cameras)
         # LeRobot reserves its own columns, and forbids / in the name of a feature
         self._numbers = {

@@ -104,7 +104,7 @@ class ArmRuntime(Subscriber):
         """Whether the arm acknowledged the last stop."""
         return self._arm.confirmed
 
-    def stand(self, reason: str) -> None:
+    def stop_for_operator(self, reason: str) -> None:
         """Stop the arm before anyone approaches it. Raises EnvError if the arm does not acknowledge the stop."""
         if not self.driver.stop(reason):
             raise EnvError(f"stop ({reason}): {UNCONFIRMED}")
@@ -191,10 +191,10 @@ class ArmRuntime(Subscriber):
         Raises EnvError if the operator answers no or stops the arm, or if the arm cannot be armed or does not arrive.
         """
         if not self.confirmed:
-            self.stand("before the operator comes near")
+            self.stop_for_operator("before the operator comes near")
         fault, goal = self.fault, placing.start_joints
         moves = self.live and (bool(fault) or not self.at(goal))
-        refused = EnvError("operator: expected a yes before the arm moves, got a no")
+        refused = EnvError("operator: expected consent before the arm moves, got no")
         if (fault or moves) and not operator.free(fault):
             raise refused
         self.clear()
@@ -203,7 +203,7 @@ class ArmRuntime(Subscriber):
             try:
                 there = self.go_to(goal)
             finally:
-                self.stand("at the start")  # the operator reaches in to place the cube
+                self.stop_for_operator("at the start")  # the operator reaches in to place the cube
             if not there:
                 raise EnvError("start: stopped on the way")
         if not operator.place(placing):

@@ -119,7 +119,7 @@ class DiffusionHead(DenoisingHead):
         if settings.clip is None:
             for name, unset in (("low", -math.inf), ("high", math.inf)):
                 self.register_buffer(name, torch.full(self.noise_shape, unset))
-        self.low: Tensor  # (K, A) range of the demos, binary numbers as -1 and 1
+        self.low: Tensor  # (K, A) range of the demos, binary values as -1 and 1
         self.high: Tensor
 
     def loss(self, context: Tensor, target: Tensor, weight: Tensor) -> HeadLoss:

@@ -2,7 +2,7 @@
 
 For one action, this equals robomimic's BC-RNN-GMM. A chunk is one sample: a component is a complete chunk, with its own
 Gaussian for every step and joint, because a component sampled per step could go left in one step and right in the
-next. Binary numbers (a gripper, open or closed) are Bernoulli variables of the component, because a Gaussian of two
+next. Binary values (a gripper, open or closed) are Bernoulli variables of the component, because a Gaussian of two
 values has no width. The noise argument selects the component; sampling around its mean is narrow (`spread`), which
 robomimic calls low-noise evaluation.
 """
@@ -64,7 +64,7 @@ class GmmHead(Head):
         return actions
 
     def _mixture(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log shares (B, M), means (B, M, K, A) with logits for binary numbers, and deviations (B, M, K, G)."""
+        """Return log shares (B, M), means (B, M, K, A) with logits for binary values, and deviations (B, M, K, G)."""
         m, k, a = self.shape
         std = F.softplus(self.widths(context).float()) + self.settings.min_std
         share = self.weights(context).float().log_softmax(-1)
@@ -72,11 +72,11 @@ class GmmHead(Head):
         return share, means.unflatten(-1, (m, k, a)), std.unflatten(-1, (m, k, self.moving))
 
     def _component(self, means: Tensor, chosen: Tensor) -> Tensor:
-        """Return the mean chunk (B, K, A) of the chosen components (B,), with binary numbers 0..1."""
+        """Return the mean chunk (B, K, A) of the chosen components (B,), with binary values 0..1."""
         return on_binary(_pick(means, chosen), self.slots, Tensor.sigmoid)
 
     def _of(self, x: Tensor, binary: bool) -> Tensor:
-        """Return the binary numbers of x (..., A), or the others."""
+        """Return the binary values of x (..., A), or the others."""
         pieces = [x[..., at] for part, at in self.slots if (part.kind == "binary") is binary]
         return torch.cat(pieces, -1) if pieces else x[..., :0]
 

@@ -4,7 +4,7 @@
     result = head.loss(context, target, weight)       # result.loss is a scalar with gradient
     head.sample(context, noise)                       # (B, K, A)
 
-Target and sample are in the normalised units of the policy's scaler; binary numbers (a gripper) are 0 to 1. A is the inner
+Target and sample are in the normalised units of the policy's scaler; binary values (a gripper) are 0 to 1. A is the inner
 width of the action, in which a rotation has six numbers; `slots` are its parts and where they are. At inference, a head does
 not sample noise itself: the noise argument comes from a generator of the episode, so that an interrupted evaluation resumes
 bit for bit. In training, the head samples from torch's generator, which is seeded at every step.
@@ -27,9 +27,9 @@ class HeadSizes:
     context: int  # width of the context vector
     chunk: int  # K
     slots: Layout  # the parts of an action, see `Parts.inside`
-    joint_loss: str = "huber"  # huber | mse, for non-binary numbers
+    joint_loss: str = "huber"  # huber | mse, for non-binary values
     huber_delta: float = 1.0
-    gripper_loss: str = "bce"  # bce | huber, for binary numbers
+    gripper_loss: str = "bce"  # bce | huber, for binary values
     gripper_weight: float = 1.0
 
     @property
@@ -62,12 +62,12 @@ class Head(nn.Module):
 
 
 def signed(actions: Tensor, slots: Layout) -> Tensor:
-    """Map binary numbers to -1 or 1, the scale of the others, for heads that treat all numbers equally."""
+    """Map binary values to -1 or 1, the scale of the others, for heads that treat all numbers equally."""
     return on_binary(actions, slots, lambda x: x * 2 - 1)
 
 
 def unsigned(actions: Tensor, slots: Layout) -> Tensor:
-    """Invert `signed`: binary numbers 0..1."""
+    """Invert `signed`: binary values 0..1."""
     return on_binary(actions, slots, lambda x: (x * 0.5 + 0.5).clamp(0, 1))
 
 

@@ -52,7 +52,7 @@ class RegressionHead(Head):
         return (each.mean(-1) * weight).sum()
 
     def _raw(self, context: Tensor) -> Tensor:
-        """Return (B, K, A); with cross entropy, binary numbers are logits."""
+        """Return (B, K, A); with cross entropy, binary values are logits."""
         out = self.out(context[..., None, :]).float()
         return out.reshape(*context.shape[:-1], self.sizes.chunk, self.sizes.action_dim)
 

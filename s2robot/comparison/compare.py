@@ -61,7 +61,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
     power, lines = figures.power_figures(experiment.power, len(plan.seeds), len(plan.positions))
     print("\n".join(lines))
     if experiment.stopping.enabled or len(plan.pairs) > 1:
-        print("note: that holds for a single pair without early stopping; otherwise, the test detects less")
+        print("note: this power is for a single pair without early stopping; otherwise it is lower")
     # once outcomes were looked at, the interval of a fixed number of positions would be too narrow
     if experiment.stopping.enabled or (plan.out / "stopping.json").exists():
         claim(plan.out / "stopping.json", experiment.stopping.model_dump(), REMEDY)
@@ -70,7 +70,7 @@ def _run(settings: Compare, plan: Plan) -> dict[str, Any]:
         trained = {key: plain(planning.settings_of("train", words)[key]) for key in ("policy", "train")}
         inputs = {"encoder": plan.facts[arm.name].encoder, "demos": plan.demos, **trained}
         claim(plan.out / "arms" / arm.name / "inputs.json", inputs, REMEDY)
-    chosen = experiment.along if settings.axes is None else settings.axes
+    chosen = experiment.default_axes if settings.axes is None else settings.axes
     axes = {name: planning.worlds_of(plan, name, experiment.axes[name]) for name in chosen}
     policies = planning.training(plan, plan.main)
     jobs, tried, stopping = _evaluate(experiment.stopping, plan, policies)

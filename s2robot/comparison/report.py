@@ -79,7 +79,7 @@ def _arms(arms: Sequence[_Facts], measure: str | None) -> list[Block]:
         values = arm.get("progress")
         progress = ["{:.3f} [{:.3f}–{:.3f}]".format(*values) if values else "–"] if measure else []
         rows.append([*texts, _percent(arm["success"]), _span(arm), seeds, *progress, *map(_cell, costs)])
-        colour, marker, glyph, _ = plots.look(i)
+        colour, marker, glyph, _ = plots.series_style(i)
         parts = [100 * run["successes"] / run["episodes"] for run in arm["seeds"]]
         value, low, high = (100 * arm[key] for key in ("success", "low", "high"))
         plotted.append(plots.Row(arm["label"], value, low, high, colour, marker, parts=parts))
@@ -109,7 +109,7 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
     level, joint = 100 * (1 - pairs[0].get("alpha", LEVEL)), "sequence" in pairs[0]["method"]
     heads = ("first arm − second", "verdict", "points", f"{level:g} % interval", "test", "episodes")
     about = dict.fromkeys(f"They hold for {pair['scope']}. Method: {pair['method']}." for pair in pairs)
-    others = "the intervals hold together; McNemar's" if joint else "the intervals and McNemar's"
+    others = "the intervals hold simultaneously; McNemar's" if joint else "the intervals and McNemar's"
     note = (
         f"Interval and test: {' '.join(about)} McNemar's test counts the positions that only one arm solved. The p values "
         f"of the test are adjusted for {len(pairs)} pairs (Holm); {others} p values are not."
@@ -124,7 +124,7 @@ def _pairs(pairs: Sequence[_Facts], labels: Mapping[str, str]) -> list[Block]:
 
 def _line(arm: int, x: Sequence[Any], points: Sequence[_Facts], label: str, **style: Any) -> plots.Line:
     low, success, high = ([100 * point[key] for point in points] for key in ("low", "success", "high"))
-    colour, marker, _, dashes = plots.look(arm)
+    colour, marker, _, dashes = plots.series_style(arm)
     look = {"marker": marker, "ms": 7, "ls": dashes, **style}
     return plots.Line(x, success, label, colour, low, high, look)
 

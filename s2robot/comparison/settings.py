@@ -99,7 +99,7 @@ class Experiment(Settings, at="experiment", file=EXPERIMENT):
     overrides: tuple[str, ...] = from_yaml()  # for all arms
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Different] = from_yaml(min_length=1)
     record: bool = from_yaml()
-    along: Annotated[tuple[str, ...], Different] = from_yaml()
+    default_axes: Annotated[tuple[str, ...], Different] = from_yaml()
     measure: str | None = from_yaml()
     published: tuple[Published, ...] = from_yaml()
     videos: int = from_yaml(ge=0)
@@ -149,7 +149,7 @@ class Compare(Settings, file="compare"):
     def rules(self) -> Iterator[tuple[Any, ...]]:
         arms, axes = self.experiment.arms, self.experiment.axes
         chosen: list[tuple[str, Any, Any]] = [("axes", self.axes, axes), ("arms", self.arms, arms)]
-        chosen.append(("experiment.along", self.experiment.along, axes))
+        chosen.append(("experiment.default_axes", self.experiment.default_axes, axes))
         chosen += [("experiment.pairs", pair, arms) for pair in self.experiment.pairs or ()]
         for key, names, known in chosen:
             for name in names or ():

@@ -39,7 +39,7 @@ class TrialSettings(Settings, file="trial"):
     places: Path | None = from_yaml()
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
-        yield "b", self.a != self.b, "another policy than a"
+        yield "b", self.a != self.b, "a policy other than a"
         yield "places", self.places is None or self.by_hand, "null without by_hand=true", str(self.places)
 
 

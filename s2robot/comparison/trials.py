@@ -2,7 +2,7 @@
 
     s2robot stats 74/80 91/120                                # successes/trials of independent arms
     s2robot stats act:31/50 diffusion:44/50 against=act
-    s2robot stats a/eval_info.json b/eval_info.json           # LeRobot files; run folders and CSV files work too
+    s2robot stats a/eval_info.json b/eval_info.json           # LeRobot files; run directories and CSV files work too
     s2robot stats runs/compare/mine replays=1000              # how many trials would tell these arms apart?
     s2robot stats real:runs/arm sim:runs/simulated simulated=sim   # estimate the arm's success from both
     s2robot stats a:runs/stress/a b:runs/stress/b             # folders of `s2robot stress`: which one is more robust?

@@ -135,7 +135,7 @@ def check_demos(demos: EpisodeStore, world: Any) -> None:
         raise UserError(f"{demos.path}: expected arrays 'expert' and 'imitate', got {got}; {hint}")
     changes = world_changes(demos.attrs["env_config"], world)
     if other := [text for text in changes if not text.startswith("max_steps ")]:
-        raise UserError(f"env: expected the demos' world, got another one ({'; '.join(other)})")
+        raise UserError(f"env: expected the demos' world, got a different one ({'; '.join(other)})")
 
 
 def check_takeover(settings: DaggerSettings, members: int) -> None:

@@ -62,8 +62,8 @@ def deploy(cfg: DictConfig) -> int:
             bench = rig.arm.bench
             where = f"[bold]The arm {bench.name} ({bench.ip or bench.port or bench.type or 'simulated'}) is about to move.[/]"
             Console().print(f"{where} Is its workspace clear, and is the emergency stop within reach?")
-            if rig.arm.driver.stop_means:
-                print(f"At each stop, {rig.arm.driver.stop_means}.")
+            if rig.arm.driver.stop_effect:
+                print(f"At each stop, {rig.arm.driver.stop_effect}.")
             if (answer := ask(CONFIRM) or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
         good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
@@ -145,7 +145,7 @@ class LiveSession:
         self.log.begin()
         session.begin()
         if session.operator.person:
-            session.runtime.stand("the operator is at the table")  # the operator may reach in
+            session.runtime.stop_for_operator("the operator is at the table")  # the operator may reach in
         if not session.operator.wait_to_start(i, self.settings.episodes):
             session.stop.request()
             return ""

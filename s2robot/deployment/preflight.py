@@ -62,8 +62,8 @@ def check_all(
     findings = check_contract(policy.contract, arm.bench, rate, arm.cameras, size, policy.encoder)
     findings += arm.failed + check_pace(arm.bridge, limits, rate)
     findings += _check_arm(limits, arm.points, state, arm.bench.start)
-    if arm.driver.stop_means:
-        findings.append(Finding(WARNING, "stop", arm.driver.stop_means))
+    if arm.driver.stop_effect:
+        findings.append(Finding(WARNING, "stop", arm.driver.stop_effect))
     observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)

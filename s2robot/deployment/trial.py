@@ -34,7 +34,7 @@ class BlindEvaluation(ArmEvaluation):
         self.session.began = 0.0
         try:
             with self.session.started():
-                runtime.stand("the operator is at the table")
+                runtime.stop_for_operator("the operator is at the table")
                 self._episode(pair)
         except Void:
             print("void: the attempt will be repeated", flush=True)

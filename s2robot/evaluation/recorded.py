@@ -104,9 +104,9 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
 
 
 def _of_training(checkpoint: Path) -> DemosSettings:
-    """Return the demos named in the checkpoint's run folder; UserError if there is none."""
+    """Return the demos named in the checkpoint's run directory; UserError if there is none."""
     config = checkpoint.resolve().parent / ".hydra"
-    why = "its run folder does not name its demos, expected demos.path=<the dataset>"
+    why = "its run directory does not name its demos, expected demos.path=<the dataset>"
     with reported(f"{checkpoint}: {why}"):  # missing or damaged
         stored: Any = OmegaConf.load(config / "config.yaml")
         found = dict(plain(stored.demos))

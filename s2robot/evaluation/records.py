@@ -28,7 +28,7 @@ from s2robot.envs.task_settings import Record, TaskSettings
 from s2robot.envs.tasks import DEFAULT, settings_class_or_base
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_REMEDY = "choose another run folder, or restart with evaluate.resume=false"
+_REMEDY = "choose another run directory, or restart with evaluate.resume=false"
 
 
 class _Record(Stored):

@@ -2,7 +2,7 @@
 
     write_report(Path("runs/evaluate"))   # -> runs/evaluate/report.html
 
-Reads summary.json and episodes.jsonl in the run folder, and if present, metrics.json or train/metrics.json, stages.json
+Reads summary.json and episodes.jsonl in the run directory, and if present, metrics.json or train/metrics.json, stages.json
 and the videos named in the records.
 """
 
@@ -30,7 +30,7 @@ _TRAINING = (
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into an evaluation's run folder, with videos, failures first, up to about `page.VIDEO_BYTES`.
+    """Write `report.html` into an evaluation's run directory, with videos, failures first, up to about `page.VIDEO_BYTES`.
     UserError if a file is missing or broken, or contradicts another; an earlier report is kept."""
     summary = read_summary(run_dir / "summary.json")
     task, records = task_of(summary), read_records(run_dir / "episodes.jsonl", summary["episodes"], summary)

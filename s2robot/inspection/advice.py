@@ -1,7 +1,7 @@
-"""Advise before training which scale of S2 is likely to pay: 2 if the moved object spans less than a token at scale 1.
+"""Advise before training which scale of S2 should help: 2 if the moved object spans less than a token at scale 1.
 
     advise(store, count, AdviceSettings())
-    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2; s2.scales=[2] is likely to pay
+    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2; s2.scales=[2] should help
 
 The object is found by motion, without labels. It lies somewhere else at the start of each episode, stays there while the arm
 approaches, and is gone in the end. Cameras on the arm, in which everything moves, are ignored.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2robot.core.settings import Settings, from_yaml
-from s2robot.demos.replay import frames_of, seen_of, world_of_demos
+from s2robot.demos.replay import frame_inputs, frames_of, world_of_demos
 from s2robot.demos.store import EpisodeStore
 
 SCALES = (1, 2)  # not 3, which was worse than 2 with objects of 13 and of 22 px (docs/s2.md)
@@ -33,13 +33,13 @@ def advise(store: EpisodeStore, count: int, settings: AdviceSettings) -> str:
         if np.isfinite(size := object_size(frames, settings.change)):
             found.append((size / min(height, width), size, min(height, width)))
     if not found:
-        return "no object found that starts in other places and is moved; no advice on s2.scales"
+        return "no moved object with varying start positions found; no advice on s2.scales"
     share, size, side = sorted(found)[len(found) // 2]  # of the cameras
     spans = {scale: scale * settings.tokens * share for scale in SCALES}
     best = next((scale for scale, span in spans.items() if span >= 1), SCALES[-1])
     but = "" if spans[best] >= 1 else ", but the object stays below a token"
     tokens = ", ".join(f"{span:.1f} tokens at scale {scale}" for scale, span in spans.items())
-    return f"object {size:.0f} px in frames of {side} px: {tokens}; s2.scales=[{best}] is likely to pay{but}"
+    return f"object {size:.0f} px in frames of {side} px: {tokens}; s2.scales=[{best}] should help{but}"
 
 
 def object_size(frames: np.ndarray, change: float) -> float:
@@ -62,7 +62,7 @@ def _moments(store: EpisodeStore, count: int, approach: float) -> Sequence[np.nd
     """Return the three frames of each episode that `object_size` compares, one array per camera."""
     world, rows = world_of_demos(store) if store.attrs["kind"] == "states" else None, []
     for i in range(count):
-        seen, drawn = seen_of(store, i, store.cameras, world and world.image_size, world)
+        seen, drawn = frame_inputs(store, i, store.cameras, world and world.image_size, world)
         last = len(seen[0]) - 1
         steps = [0, round(approach * last), last]
         rows.append(frames_of([part[steps] for part in seen], drawn, i))

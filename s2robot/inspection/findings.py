@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from s2robot.inspection.deceit import FEW, LATE_STEPS, MAX_EPISODES, MIN_EPISODES, deceptions
+from s2robot.inspection.subtle_faults import FEW, LATE_STEPS, MAX_EPISODES, MIN_EPISODES, subtle_faults
 from s2robot.inspection.tables import Columns, Finding, Frames, Table, Thresholds, episodes_of
 
 # kind -> its description on the page
@@ -18,7 +18,7 @@ KINDS = {
     "gripper": "a gripper that does not move for a whole episode",
     "length": "episodes far shorter or longer than the others",
     "constant": "numbers that are equal in all steps",
-    "offset": "commands at a constant distance from the state that follows them, in all episodes, or in some where there are ten or more",
+    "offset": "commands at a constant distance from the state that follows them, in all episodes or, given ten or more, in some",
     "late": "a video that is out of sync with the state in all episodes, where its changes follow the state",
     "duplicate": "near-duplicate episodes, which leak between splits",
     "units": "numbers many times larger or smaller than in other episodes",
@@ -43,7 +43,7 @@ def find(
         findings += [*_saturated(action, ends, limits), *_grippers(action, ends, limits)]
     for key in named.keys() & set(CLOCKS):
         findings += _clock(key, named[key].values[:, 0], ends, rate, limits.clock)
-    findings += deceptions(tables, ends, frames, limits)
+    findings += subtle_faults(tables, ends, frames, limits)
     findings.sort(key=lambda f: (rank[f.kind], -1 if f.episode is None else f.episode, f.step))
     # merge many findings about one subject in an episode: a camera at half the rate always freezes
     groups: dict[tuple, list[Finding]] = {}
@@ -52,7 +52,7 @@ def find(
     for subject, group in groups.items():
         if len(group) > MANY:
             until = group[-1].step + group[-1].steps - 1
-            text = f"{group[0].text}; {len(group) - 1} times more until step {until}"
+            text = f"{group[0].text}; {len(group) - 1} more until step {until}"
             groups[subject] = [replace(group[0], text=text)]
     return [one for group in groups.values() for one in group]
 

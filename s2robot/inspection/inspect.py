@@ -43,7 +43,7 @@ class InspectSettings(Settings, file="inspect"):
     workers: int = from_yaml(ge=1)
     replay: bool = from_yaml()
     videos: FilmSettings = from_yaml()
-    odd: Thresholds = from_yaml()
+    anomalies: Thresholds = from_yaml()
     scales: AdviceSettings = from_yaml()
 
 
@@ -105,9 +105,9 @@ def inspect_demos(demos: DemosSettings, settings: InspectSettings, out: Path, wo
             films, frames = film_all(store, count, settings.videos, settings.workers, out / FOLDER, update)
         advice = advise(store, count, settings.scales)
         print(f"scales: {advice}")
-    findings = find(numbers, ends, store.attrs["rate_hz"], frames, settings.odd)
+    findings = find(numbers, ends, store.attrs["rate_hz"], frames, settings.anomalies)
     kinds = Counter(finding.kind for finding in findings)
-    print("odd: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
+    print("anomalies: " + (", ".join(f"{kind} {n}" for kind, n in kinds.items()) or "nothing"))
     for i, shown in enumerate(zip(*(episodes_of(table.values, ends) for table in numbers), strict=True)):
         points = json.dumps(curves(np.concatenate(shown, axis=1), POINTS), separators=(",", ":"))
         write_text(out / FOLDER / f"{i:04d}.js", f"episode({i},{points})\n")

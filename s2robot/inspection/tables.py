@@ -15,7 +15,7 @@ MAX_WIDTH = 64  # numbers per step; wider arrays, such as a simulator's state, a
 MAX_LINES = 7  # per plot, limited by distinguishable colours
 
 
-class Thresholds(Settings, at="odd", file="inspect"):
+class Thresholds(Settings, at="anomalies", file="inspect"):
     frozen_steps: int = from_yaml(ge=1)
     frozen_change: float = from_yaml(ge=0)
     frozen_motion: float = from_yaml(ge=0)

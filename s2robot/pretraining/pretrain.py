@@ -60,7 +60,7 @@ class PretrainSettings(Fitting, at="pretrain", file="pretrain/default"):
     flip: float = from_yaml(ge=0, le=1)
     jitter: float = from_yaml(ge=0, le=1)
     store: Literal["float32", "bfloat16"] = from_yaml()
-    picture_every: int = from_yaml(ge=1)
+    image_every: int = from_yaml(ge=1)
 
     def rules(self) -> Iterator[tuple[Any, ...]]:
         grid, scales, heads = self.encoder.grid, self.scales, self.decoder_heads
@@ -164,7 +164,7 @@ class _Run(Run):
             assert self.loggers is not None
             self.loggers.write({"step": step, "loss": self.loss, "lr": self.learner.lr})
             self.update(step, settings.steps, f"loss {self.loss:.4f}")
-        if step % settings.picture_every == 0:
+        if step % settings.image_every == 0:
             save_reconstruction(self.mae, self.images, self.out / f"reconstruction_{step:06d}.png")
         if step % settings.checkpoint_every == 0:
             self.save()

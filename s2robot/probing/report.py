@@ -178,7 +178,7 @@ def plot(points: Sequence[Point], columns: int) -> Figure:
             own.sort(key=lambda row: row[0])
             x, value, low, high = np.array(own, float).reshape(-1, 4).T
             shift = 0.16 * (i - (len(series) - 1) / 2) if named else 0
-            colour, marker, _, dashes = plots.look(i)
+            colour, marker, _, dashes = plots.series_style(i)
             style = {"marker": marker, "ms": 5, "ls": "none" if named or len(own) < 2 else dashes}
             lines.append(plots.Line(x + shift, value, name, colour, low, high, style))
         drawn.append(plots.Panel(panel, lines, log="" if named else "x", ticks=ticks))

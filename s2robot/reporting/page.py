@@ -81,7 +81,7 @@ def videos(run_dir: Path, films: Iterable[tuple[str, str, str]]) -> tuple[Block 
     for name, path, caption in films:
         file = run_dir / path
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise UserError(f"{run_dir}: {name}: expected a path inside the run folder, got {path!r}")
+            raise UserError(f"{run_dir}: {name}: expected a path inside the run directory, got {path!r}")
         if not file.is_file():
             omitted.append((path, "the file is missing"))
         elif used + file.stat().st_size * 4 / 3 > VIDEO_BYTES:

@@ -25,7 +25,7 @@ _DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)))
 Values = Sequence[float] | np.ndarray
 
 
-def look(number: int) -> tuple[str, str, str, Any]:
+def series_style(number: int) -> tuple[str, str, str, Any]:
     """Return colour, marker, the marker as a character for tables, and dashes of the series with this number."""
     colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
     return colour, *_MARKERS[number % len(_MARKERS)], dashes

@@ -200,7 +200,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             extra = answer.get("s2robot")
             number = extra.get("id") if isinstance(extra, dict) else None
             if type(number) is not int or not 0 < number <= self._request:
-                raise PolicyMalformed(f"{self._url}: no answer to request {self._request}, but another one")
+                raise PolicyMalformed(f"{self._url}: expected answer {self._request}, got a different one")
         if "error" in answer:
             raise PolicyRefused(f"{self._url}: {_text(answer['error'])}")
         return answer

@@ -37,7 +37,7 @@ def read_token(file: str | Path | None = None) -> str | None:
         where, text = str(path), path.read_bytes().decode("ascii", "replace").strip()
     if len(text) < MIN_LENGTH or not all("!" <= c <= "~" for c in text):
         expected = f"a token of at least {MIN_LENGTH} visible ASCII characters without spaces"
-        raise UserError(f"{where}: expected {expected}, got another text of {len(text)} characters")
+        raise UserError(f"{where}: expected {expected}, got text of {len(text)} characters")
     return text
 
 

@@ -178,7 +178,7 @@ class Run:
         begin = f", or start from its weights with train.from={out / 'checkpoint'}"
         remedy = "remove it or choose another folder" + begin * (cls.verb == "train")
         own = {key: value for key, value in identity.items() if key in saved}
-        check_same(path, {key: saved[key] for key in own}, own, " in the state of another run", remedy)
+        check_same(path, {key: saved[key] for key in own}, own, " as in the saved state", remedy)
         return state
 
     def save_state(self, **own: Any) -> None:
@@ -266,7 +266,7 @@ def _wandb(out: Path, run: str | None) -> tuple[Logger, str]:
 
 
 def _mlflow(out: Path, run: str | None) -> tuple[Logger, str]:
-    """Log to MLFLOW_TRACKING_URI; by default a database in the run folder."""
+    """Log to MLFLOW_TRACKING_URI; by default a database in the run directory."""
     from pytorch_lightning.loggers import MLFlowLogger
 
     uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').resolve()}")

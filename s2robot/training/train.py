@@ -1,6 +1,6 @@
 """Train a policy on cached features by behaviour cloning.
 
-    s2robot train policy=mlp train.steps=4000       # -> <run folder>/checkpoint, metrics.json, TensorBoard
+    s2robot train policy=mlp train.steps=4000       # -> <run directory>/checkpoint, metrics.json, TensorBoard
 
 Lightning Fabric manages the devices: one CPU, one GPU, or many with DDP, as configured. A killed run resumes exactly
 where it stopped: every step seeds its own batch, dropout and noise from (seed, step), so the state on disk contains

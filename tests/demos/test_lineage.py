@@ -84,7 +84,7 @@ def test_stored_lineage_round_trips(tmp_path):
 
 def test_copies_of_training_episodes_are_never_held_out(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    mix = Mix([store, made.converted(made.written(store, tmp_path / "out", pictures="png"))], [1, 1])
+    mix = Mix([store, made.converted(made.written(store, tmp_path / "out", image_codec="png"))], [1, 1])
     assert Lineage().spent(mix) == [0, 1, 2, 3] and Lineage().spent(store) == []
     with pytest.raises(UserError, match="got 2, which is also episode 0, which is trained on"):
         Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))

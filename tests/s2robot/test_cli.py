@@ -77,7 +77,7 @@ def test_help_explains_a_group(s2robot):
         ("pretrain crop.min=1 data=a out=b", "crop.min: expected an index into the list crop, got"),
         ("evaluate checkpoint=x evaluate=arm bridge=emulatr", "bridge: expected one of default, emulator"),
         ("inspect =3", "expected key=value"),
-        ("inspect data=nope odd=null", "odd: expected keys and values, got null"),
+        ("inspect data=nope anomalies=null", "anomalies: expected keys and values, got null"),
         ("train policy.kind=transformer", "policy.network."),
         ("convert data=[a] out=b", "data: expected a string, got ['a']"),
         ("train train.from=none", "train.from: checkpoint none: no such folder"),

@@ -102,7 +102,7 @@ def test_error_suggests_the_setting_that_skips_a_damaged_video(here, small, tmp_
     assert EpisodeStore.open(tmp_path / "out.zarr").meta("source_episode").tolist() == [1 - damaged]
     if damaged:
         return
-    assert "odd: " in here("inspect", "data=aloha", f"demos.{typed}", "videos.write=false").stdout
+    assert "anomalies: " in here("inspect", "data=aloha", f"demos.{typed}", "videos.write=false").stdout
     contract = load_checkpoint(trained(tmp_path / "run", "demos.path=aloha", f"demos.{typed}", small[0]))[1]
     assert contract["dataset"]["episodes"] == 1
 

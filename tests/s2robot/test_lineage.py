@@ -76,7 +76,7 @@ def test_converted_copies_mixes_and_masked_datasets_are_recognised(home, demos, 
     store = EpisodeStore.open(demos)
     export(store, home / "koch.hdf5", "robomimic", ExportSettings(action_range="data"))
     assert validated(home, parent, f"demos.path={home / 'koch.hdf5'}")["episodes"] == [3, 4, 5]
-    export(store, home / "masked", "lerobot", ExportSettings(pictures="png"))
+    export(store, home / "masked", "lerobot", ExportSettings(image_codec="png"))
     info = home / "masked/meta/info.json"
     info.write_text(info.read_text().replace('"train": "0:6"', '"train": "0:4", "rest": "4:6"'))
     masked = train("mask", f"demos.path={home / 'masked'}", "demos.mask=train")

@@ -133,7 +133,7 @@ class ArmDriver(AbstractContextManager):
     described: bool = False  # constructed with the whole ArmDescription instead of its address
     slack: float = 0.0  # rad by which joints at rest may miss their command, for example under gravity
     views: Mapping[str, tuple[int, int]] = {}  # cameras of the robot itself -> (H, W) of their frames
-    stop_means: str = ""  # the effect of each stop, shown to the operator before the arm moves
+    stop_effect: str = ""  # the effect of each stop, shown to the operator before the arm moves
 
     def __init__(self, limits: ArmLimits, step_max: Any):
         self.limits, self._step_max = limits, step_max

@@ -58,7 +58,7 @@ class LeRobotArm(arms.ArmDriver):
         super().__init__(limits, limits.step_max)
         self._about, self._only_stops, self._what = robot, not gripper, f"lerobot {robot.type}"
         self.names = (*robot.joint_names, *[robot.gripper_joint] * (robot.gripper is not None))
-        self.stop_means = STOPS[str(robot.stop)]
+        self.stop_effect = STOPS[str(robot.stop)]
         self._robot: Any = None
         self._bus: Any = None  # only for a robot on a serial bus
         self._scale = np.full(limits.joints, np.pi / 180 if robot.units == "degrees" else 1.0)  # rad per unit

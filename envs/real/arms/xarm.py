@@ -138,7 +138,7 @@ class XArmDriver(arms.ArmDriver):
     def grip(self, opening: float) -> None:
         """Move the gripper of an arm guided by hand, 0 closed to 1 open. Raises EnvError for anything else."""
         if not self._led or self._gripper is None or not 0 <= opening <= 1:
-            raise EnvError(f"xarm {self.ip}: expected an opening of 0 to 1 of a guided arm, got {opening}")
+            raise EnvError(f"xarm {self.ip}: expected an opening of 0 to 1 in manual mode, got {opening}")
         self._gripper.set_target(opening)
 
     def _enable(self, mode: int) -> None:

@@ -19,7 +19,7 @@ from tests.demos.formats import made
 from tests.demos.formats.made import NAMES, converted, written
 from tests.demos.test_store import IMAGES, failing_put
 
-ABSOLUTE = {"pictures": "png", "actions": "absolute", "action_range": "data"}
+ABSOLUTE = {"image_codec": "png", "actions": "absolute", "action_range": "data"}
 
 
 def test_format_follows_the_to_setting_or_the_file_name():

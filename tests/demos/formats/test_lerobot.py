@@ -174,7 +174,7 @@ def test_full_disk_error_names_the_output(tmp_path, copy, monkeypatch):
 
 def test_lossless_images_round_trip_to_the_same_store(tmp_path):
     store = made.store(tmp_path / "in.zarr")
-    written(store, tmp_path / "out", pictures="png")
+    written(store, tmp_path / "out", image_codec="png")
     assert convert(tmp_path / "out", tmp_path / "back.zarr").notes == []
     assert EpisodeStore.open(tmp_path / "back.zarr").fingerprint == store.fingerprint
 
@@ -258,14 +258,14 @@ def test_the_sidecar_of_an_edited_dataset_is_not_used(tmp_path):
 
 
 def test_unsupported_dataset_is_one_error_line_and_leaves_nothing(tmp_path, monkeypatch):
-    def assert_rejected(name, words, pictures="h264", **about):
+    def assert_rejected(name, words, image_codec="h264", **about):
         store = made.store(tmp_path / name, **about)
         before = sorted(tmp_path.iterdir())
-        refuses(rf"{words}[^\n]*\Z", written, store, tmp_path / "out", pictures=pictures)
+        refuses(rf"{words}[^\n]*\Z", written, store, tmp_path / "out", image_codec=image_codec)
         assert sorted(tmp_path.iterdir()) == before
 
     assert_rejected("a.zarr", "rate_hz: expected a whole number.*12.5", rate_hz=12.5)
     assert_rejected("b.zarr", "up/left and up_left", sizes={"up/left": (16, 16), "up_left": (16, 16)})
-    assert_rejected("c.zarr", "expected finite values", pictures="png", values=[{"grade": math.nan}] * 2)
+    assert_rejected("c.zarr", "expected finite values", image_codec="png", values=[{"grade": math.nan}] * 2)
     monkeypatch.setattr("s2robot.demos.formats.video.ENCODER", "libnone")
-    assert_rejected("d.zarr", "libnone.*pictures=png")
+    assert_rejected("d.zarr", "libnone.*image_codec=png")

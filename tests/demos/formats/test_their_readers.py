@@ -143,7 +143,7 @@ keep(**read)
 def test_lerobot_reads_our_folder(tmp_path):
     """Installs several GB into a new environment unless S2ROBOT_LEROBOT_PYTHON=<python> names an existing one."""
     store = made.store(tmp_path / "in.zarr", sizes={"hand": (64, 96), "left/up": (97, 63)})
-    paths = {name: str(written(store, tmp_path / name, pictures=name)) for name in ("h264", "png")}
+    paths = {name: str(written(store, tmp_path / name, image_codec=name)) for name in ("h264", "png")}
     if not (python := os.environ.get("S2ROBOT_LEROBOT_PYTHON")):
         venv.create(tmp_path / "venv", with_pip=True)
         python = str(tmp_path / "venv/bin/python")

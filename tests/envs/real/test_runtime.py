@@ -154,19 +154,19 @@ def test_stop_is_confirmed_once_acknowledged(arm, capsys):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.acknowledges = False
-    runtime.stand("hands come near")
+    runtime.stop_for_operator("hands come near")
     assert watch.heard == ["stop"] and runtime.confirmed
     arm.error = 31  # the supervisor stops an arm that cannot be armed
     fails("error 31 pending", runtime.arm)
     assert watch.heard == ["stop", "stop"] and runtime.confirmed
     watch.gone = True
-    fails("emergency stop", runtime.stand, "hands come near")
+    fails("emergency stop", runtime.stop_for_operator, "hands come near")
     assert not runtime.confirmed and UNCONFIRMED in capsys.readouterr().err
     arm.acknowledges = True
-    runtime.stand("hands come near")
+    runtime.stop_for_operator("hands come near")
     assert runtime.confirmed and watch.heard == ["stop"] * 3
     watch.gone, arm.stop = False, lambda reason: {}["code"]  # a driver's defect is no acknowledgement
-    runtime.stand("hands come near")
+    runtime.stop_for_operator("hands come near")
     assert runtime.confirmed and watch.heard == ["stop"] * 4
 
 
@@ -215,7 +215,7 @@ def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
     assert operator.asked[2:] == [("place", placing)]
     assert episode(runtime, 3).steps == 3 and arm.stopped
     operator.willing = False
-    fails("operator: expected a yes", runtime.ready, operator, Placing.draw(WORLD, 4))
+    fails("operator: expected consent", runtime.ready, operator, Placing.draw(WORLD, 4))
     assert operator.asked[3:] == [("free", ())]
     arm.lawful()
 
@@ -231,7 +231,7 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
     assert operator.asked == []
     arm.acknowledges, runtime._supervisor.gone = True, False
     operator.willing = False
-    fails("operator: expected a yes", runtime.ready, operator, Placing.draw(WORLD, 3))
+    fails("operator: expected consent", runtime.ready, operator, Placing.draw(WORLD, 3))
     assert operator.asked == [("free", runtime.fault)] and "expected finite numbers" in runtime.fault[0]
     operator.willing = True
     runtime.ready(operator, Placing.draw(WORLD, 3))

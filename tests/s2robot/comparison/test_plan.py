@@ -30,7 +30,7 @@ def test_overrides_of_external_experiments_are_valid_for_every_verb(name):
     """The worlds are not installed here; overrides win over the experiment's own `record`."""
     settings = read(f"experiment={name}")
     experiment = settings.experiment
-    own = [f"{experiment.axes[name].key}={experiment.axes[name].values[1]}" for name in experiment.along]
+    own = [f"{a.key}={a.values[1]}" for a in map(experiment.axes.__getitem__, experiment.default_axes)]
     for words in [[*experiment.overrides, *arm.overrides, *own] for arm in experiment.arms.values()]:
         configs = {verb: settings_of(verb, words) for verb in ("record", "encode", "train", "evaluate")}
         assert {cfg.task.name for cfg in configs.values()} == {"gym"} and len(experiment.published) > 0

@@ -118,7 +118,7 @@ def test_broken_files_are_one_error_line_and_the_old_report_remains(run):
     for file, text, message in (
         (episodes, "".join(lines[:3]), "episodes: expected 8 .*, got 3"),
         (episodes, "".join(renumbered), "arm 'base-s2' seed 1: expected the positions of"),
-        (run / "compare.json", json.dumps(outside), "expected a path inside the run folder"),
+        (run / "compare.json", json.dumps(outside), "expected a path inside the run directory"),
     ):
         episodes.write_text("".join(lines))
         file.write_text(text)

@@ -106,7 +106,7 @@ def test_custom_placements_and_wrong_settings(tmp_path, monkeypatch, capsys):
         operator.run(tmp_path / "more", settings(3, places="places.txt"))
     monkeypatch.setattr("sys.stdin", open("/dev/null"))
     for words, text in (
-        (["b=x"], "b: expected another policy than a"),
+        (["b=x"], "b: expected a policy other than a"),
         (["b=y"], "live: expected true"),
         (["b=y", "--live", "judge=scene"], "judge: expected person, except with bridge=emulator"),
         (["b=y", "--live", "robot.ip=10.0.0.1"], "standard input: expected a terminal"),

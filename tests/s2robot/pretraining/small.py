@@ -29,6 +29,6 @@ def make_settings(folder: Path, **changes) -> PretrainSettings:
         "encoder": {"img_size": 16, "patch_size": 4, "dim": 24, "depth": 2, "heads": 3}, "decoder_dim": 16,
         "decoder_depth": 1, "decoder_heads": 2, "data": str(folder), "out": str(folder / "out"), "batch_size": 8, "steps": 8,
         "lr": 3e-3, "warmup_steps": 2, "threads": 1, "precision": "32-true", "accelerator": "cpu", "checkpoint_every": 3,
-        "picture_every": 4, "log_every": 2,
+        "image_every": 4, "log_every": 2,
     }  # fmt: skip
     return read(PretrainSettings, OmegaConf.merge(cfg, small, changes), "pretrain")

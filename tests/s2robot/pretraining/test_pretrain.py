@@ -74,9 +74,9 @@ def test_the_state_of_another_run_is_rejected(settings, tmp_path):
     changes = {"crop": (0.5, 1.0), "precision": "bf16-mixed", "scales": (1, 2), "data": str(other)}
     for key, value in changes.items():
         words = {"data": "pictures", "scales": r"scales: expected \[1\]"}.get(key, key)
-        refuses(rf": {words}.* in the state of another run", pretrain, settings.replace(**{key: value}))
+        refuses(rf": {words}.* as in the saved state", pretrain, settings.replace(**{key: value}))
     torch.save(torch.load(path, weights_only=True) | {"identity": {"processes": 2}}, path)
-    refuses(": processes.* in the state of another run", pretrain, settings)
+    refuses(": processes.* as in the saved state", pretrain, settings)
 
 
 def test_invalid_values_name_their_key():
@@ -92,7 +92,7 @@ def test_invalid_values_name_their_key():
 
 
 def pretrain_four_steps(folder: Path) -> None:
-    short = {"steps": 4, "checkpoint_every": 2, "picture_every": 2, "log_every": 1}
+    short = {"steps": 4, "checkpoint_every": 2, "image_every": 2, "log_every": 1}
     pretrain(make_settings(folder.parent, out=str(folder / "out"), **short))
 
 

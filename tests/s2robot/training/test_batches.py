@@ -178,8 +178,8 @@ def test_training_on_a_mix_resumes_and_weights_validation_by_share(mix, tmp_path
     assert logged == pytest.approx(0.25 * losses[0] + 0.75 * losses[1], rel=1e-4)
     again = load_checkpoint(trained(store))[0].state_dict()
     assert all(torch.equal(again[k], v) for k, v in policy.state_dict().items())
-    refuses("dataset.fingerprint.*state of another run", trained, Mix(store.members, [1, 1]))
-    refuses("features.augment.*state of another run", trained, store, Joined(2 * features.arrays))
+    refuses("dataset.fingerprint.*as in the saved state", trained, Mix(store.members, [1, 1]))
+    refuses("features.augment.*as in the saved state", trained, store, Joined(2 * features.arrays))
 
 
 def test_mix_config(data, second, tmp_path):

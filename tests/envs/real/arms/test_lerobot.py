@@ -95,7 +95,7 @@ def test_stop_is_acknowledged_only_by_a_robot_at_rest(made):
     steps = iter(range(100))
     robot.get_observation = lambda: robot.seen | {"wrist_roll.pos": 2.0 * next(steps)}  # keeps moving
     assert not arm.stop("test")
-    assert "FALLS" in STOPS["torque_off"] and "FALLS" not in arm.stop_means
+    assert "FALLS" in STOPS["torque_off"] and "FALLS" not in arm.stop_effect
 
 
 def test_silent_robot_is_lost_after_two_failed_reads(made):

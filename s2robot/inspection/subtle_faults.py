@@ -24,7 +24,7 @@ _NEAR = 0.15  # relative tolerance for naming a known factor
 _SAME = 2.0  # maximum ratio of the factors of columns that count as equal
 
 
-def deceptions(
+def subtle_faults(
     tables: Sequence[Table], ends: np.ndarray, frames: Frames, limits: Thresholds
 ) -> Iterator[Finding]:
     """Yield the findings of these rules; arguments as in `findings.find`."""
@@ -62,7 +62,7 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
         many = max(2 * least, 5 * np.quantile(np.abs(more), 0.5, method="lower"))
         odd = np.flatnonzero(np.abs(more) > many).tolist() if len(own) >= FEW else []
         found = [(usual, None, "")] if abs(usual) > least else []
-        for offset, episode, than in [*found, *((float(more[i]), i, ", beyond the usual") for i in odd)]:
+        for offset, episode, than in [*found, *((float(more[i]), i, ", more than usual") for i in odd)]:
             share = f"{100 * abs(offset) / width:.0f} % of its range{than}"
             text = f"{action.names[column]}: {offset:+.3g} from {state.names[follower]}, {share}"
             yield Finding("offset", text, episode)
@@ -112,7 +112,7 @@ def _late(state: Table, ends: np.ndarray, frames: Frames, limits: Thresholds) ->
         if abs(lag) >= limits.late_steps and best > max(least, unshifted + max(0.02, 0.3 * (1 - best))):
             many = f"{abs(lag)}{'+' if abs(lag) == max(_LAGS) else ''}"  # the longest lag may be a longer one
             shift = f"{many} steps {'late' if lag > 0 else 'early'}"
-            yield Finding("late", f"camera {camera}: {shift} (correlation {best:.2f}, else {unshifted:.2f})")
+            yield Finding("late", f"camera {camera}: {shift} (correlation {unshifted:.2f} -> {best:.2f})")
 
 
 def _agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]], lag: int) -> float:
@@ -146,7 +146,7 @@ def _duplicates(state: Table, action: Table, ends: np.ndarray, limits: Threshold
         first |= dict.fromkeys(steps.difference(first), i)
         j = int(distance[i, :i].argmin()) if i else 0
         if i and distance[i, j] < limits.duplicate * usual:
-            shares = f"{100 * distance[i, j]:.2g} % of the range apart, usual neighbours {100 * usual:.2g} %"
+            shares = f"{100 * distance[i, j]:.2g} % of the range apart, usually {100 * usual:.2g} %"
             yield Finding("duplicate", f"nearly episode {j}: {shares}", i)
         elif earlier and (most := earlier.most_common(1)[0])[1] > len(steps) / 2:  # a copy that was cut
             yield Finding("duplicate", f"{most[1]} of {len(steps)} steps are those of episode {most[0]}", i)

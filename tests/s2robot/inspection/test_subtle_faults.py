@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from s2robot.inspection.deceit import deceptions
 from s2robot.inspection.findings import Thresholds
+from s2robot.inspection.subtle_faults import subtle_faults
 from s2robot.inspection.tables import Columns, FrameStats, Table
 
 EPISODES, STEPS, JOINTS = 20, 80, 3
@@ -37,7 +37,7 @@ class Data:
         seen = zip(self.change, self.lengths, strict=True)
         frames = [{"hand": FrameStats(c[:n], np.full(n, 99.0), np.full(n, 40.0))} for c, n in seen]
         tables = [table("action", self.action), table("proprio", self.state)]
-        return list(deceptions(tables, np.cumsum(self.lengths), frames, Thresholds()))
+        return list(subtle_faults(tables, np.cumsum(self.lengths), frames, Thresholds()))
 
 
 def only_findings(data, kind):
