@@ -136,15 +136,6 @@ class Learner:
         self.step = state["step"]
 
 
-class _WithLoss(nn.Module):
-    def __init__(self, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, x: Any, y: Tensor) -> tuple[Tensor]:
-        return (self.loss(self.model(x), y),)
-
-
 def optimise(
     model: nn.Module,
     batches: Iterable[tuple[Any, Tensor]],
@@ -158,8 +149,12 @@ def optimise(
     """Train in this process only, with AdamW, a warm-up and a cosine to 0; yield the loss of each step."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr, weight_decay=weight_decay)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    rate = lambda step: cosine_with_warm_up(step, steps, warmup)  # noqa: E731
-    learner = Learner(fabric, _WithLoss(model, loss), optimizer, rate, grad_clip=clip)
-    for batch in islice(batches, steps):
-        yield learner.update(*batch)[0].item()
+    for step, (x, y) in enumerate(islice(batches, steps)):
+        optimizer.param_groups[0]["lr"] = lr * cosine_with_warm_up(step, steps, warmup)
+        error = loss(model(x), y)
+        error.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield error.item()
