@@ -40,9 +40,6 @@ class Picker(PredictingExpert):
         self._limited = env.model.jnt_qposadr[limited]
         self._low, self._high = env.model.jnt_range[limited].T
 
-    def reset(self, seed: int) -> None:
-        self.begin(np.random.default_rng([seed, 7]))
-
     def begin(self, rng: np.random.Generator) -> None:
         env, c, self._rng = self.env, self.config, rng
         # loose and tight grasps, so that lifting follows any firm grip and not only a perfect one

@@ -20,9 +20,8 @@ from s2robot.core.settings import Settings, from_yaml
 from s2robot.core.timing import cores
 from s2robot.core.workers import worker_pool
 from s2robot.encoders.encoder import S2Encoder
-from s2robot.envs.cube_config import CubePickConfig
+from s2robot.envs.cube_config import CubePickConfig, PickerConfig
 from s2robot.envs.cube_pick import CubePick
-from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.tasks import make_cached
 from s2robot.loading import device_of
 from s2robot.probing.images import encoded
@@ -52,9 +51,8 @@ def draw_episode(world: CubePickConfig, seed: int, count: int) -> dict[str, np.n
 def _moments(world: CubePickConfig, seed: int, count: int) -> Iterator[tuple[CubePick, int]]:
     """Yield a scripted pick's simulation at `count` distinct random steps, each with its step."""
     env: Any = make_cached(world, draw=False)
-    picker = Picker(env)
     env.reset(seed=seed)
-    picker.reset(seed)
+    picker = env.expert(np.random.default_rng([seed, 7]), PickerConfig())
     states = [env.get_state()]
     while len(states) <= world.max_steps and not env.is_success:
         env.step_physics(picker.act()[0])

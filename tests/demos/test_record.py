@@ -150,7 +150,7 @@ def test_rerendered_images_equal_the_live_ones(tmp_path, robot):
     env = CubePick(CubePickConfig(robot=robot, image_size=SIZE, max_steps=12))
     observation, _ = env.reset(seed=31)
     picker = Picker(env, PickerConfig())
-    picker.reset(31)
+    picker.begin(np.random.default_rng([31, 7]))
     live = []
     for _ in range(store.num_steps):
         live.append(np.stack(list(observation["images"].values())))
@@ -209,7 +209,7 @@ def trace_episode(world, ask: bool) -> list[tuple]:
     """Return the full state and action of every step; query the expert before and after each action if `ask`."""
     env, picker = world
     env.reset(seed=SEED)
-    picker.reset(SEED)
+    picker.begin(np.random.default_rng([SEED, 7]))
     query = picker.ask if ask else lambda steps: None
     rows: list[tuple] = []
     while not env.is_success:
@@ -259,12 +259,12 @@ def test_expert_executes_the_chunks_it_predicts(world, labelled):
     pushed = arrays["perturbed"].astype(bool)
     starts = np.flatnonzero(pushed & ~np.roll(pushed, 1))
     env.reset(seed=SEED)
-    picker.reset(SEED)
+    picker.begin(np.random.default_rng([SEED, 7]))
     for t in range(int(starts[-1]) + 1):
         if t in starts:
             with env.rehearsal():
                 other = Picker(env, PickerConfig(kicks=(0, 0), misses=0.0))
-                other.reset(SEED)
+                other.begin(np.random.default_rng([SEED, 7]))
                 for action in arrays["expert"][t]:
                     assert np.allclose(other.act()[0], action, atol=1e-6)
                     env.step_physics(action)
@@ -277,7 +277,7 @@ def test_expert_executes_the_chunks_it_predicts(world, labelled):
 def test_expert_takeover_continues_from_the_gripper_state(world):
     env, picker = world
     env.reset(seed=SEED, options={"cube_xy": (0.05, 0.05)})
-    picker.reset(SEED)
+    picker.begin(np.random.default_rng([SEED, 7]))
     picker.take_over([])
     assert picker.act()[0][7] == 0
     for steps, closed in ((2, 1.0), (8, 0.0)):  # half closed: finish closing; closed on nothing: reopen

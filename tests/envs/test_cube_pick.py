@@ -47,7 +47,7 @@ def states_of(env, actions) -> np.ndarray:
 def started(env, seed: int, config=CALM) -> Picker:
     env.reset(seed=seed)
     picker = Picker(env, config)
-    picker.reset(seed)
+    picker.begin(np.random.default_rng([seed, 7]))
     return picker
 
 

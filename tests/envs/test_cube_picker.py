@@ -41,8 +41,8 @@ def env():
 def test_action_depends_on_the_state_and_not_on_the_step_count(env):
     env.reset(seed=1)
     late, early = (Picker(env, CALM) for _ in range(2))
-    late.reset(1)
-    early.reset(1)
+    late.begin(np.random.default_rng([1, 7]))
+    early.begin(np.random.default_rng([1, 7]))
     for _ in range(5):
         env.step_physics(late.act()[0])
     assert np.allclose(late.act()[0], early.act()[0], atol=1e-6)

@@ -134,7 +134,7 @@ def test_imitate_visited_selects_the_labelled_policy_states(demos, settings, scr
         assert arrays["imitate"].tolist() == [1] * imitated + [0] * (switch - imitated) + after
         picker = Picker(env, PickerConfig())
         env.reset(seed=SEED)
-        picker.reset(SEED)
+        picker.begin(np.random.default_rng([SEED, 7]))
         for t in range(imitated):
             env.set_state(arrays["state"][t])
             picker.take_over(arrays["action"][:t])
