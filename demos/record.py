@@ -139,13 +139,12 @@ def record(
 
 def demo_attributes(settings: TaskSettings, expert_settings: Any, seed: int) -> dict[str, Any]:
     """Return the dataset attributes for scripted demos of a task (EnvError: it has no expert)."""
-    env = make(settings, draw=False)
-    about = {**env.describe(), "seed": seed, "kind": "states" if env.has_state else "images"}
-    _, info = env.reset(seed=seed)
-    env.expert(np.random.default_rng(seed), expert_settings)
-    env.close()
+    with make(settings, draw=False) as env:
+        about = {**env.describe(), "seed": seed, "kind": "states" if env.has_state else "images"}
+        _, info = env.reset(seed=seed)
+        env.expert(np.random.default_rng(seed), expert_settings)
+        names = {"layout_names": sorted(info["layout"])} if layout_of(env, info) else {}
     picker = expert_settings.model_dump() if isinstance(expert_settings, Settings) else expert_settings
-    names = {"layout_names": sorted(info["layout"])} if layout_of(env, info) else {}
     return about | {"picker": picker or {}} | names
 
 

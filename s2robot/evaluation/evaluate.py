@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,7 +196,7 @@ def check_tasks(
     for text in e.instructions:
         one_of(key, text, tasks or ["null"], "" if tasks else " (policy without tasks)")
     if len(tasks) > 1 and not e.instructions:
-        with closing(make(config, draw=False)) as env:
+        with make(config, draw=False) as env:
             env.reset(seed=e.seed)
             one_of(key, env.instruction, tasks)
 

@@ -148,9 +148,8 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _chosen(settings: StressSettings, config: TaskSettings) -> list[str]:
-    world = make(config, draw=False)
-    known = [axis for axis in available(world) if axis in settings.axes]
-    world.close()
+    with make(config, draw=False) as world:
+        known = [axis for axis in available(world) if axis in settings.axes]
     for axis in settings.only or ():
         one_of("only", axis, known, hint=" in this world")
     if not (chosen := [axis for axis in known if settings.only is None or axis in settings.only]):

@@ -49,9 +49,8 @@ def film_episodes(world: TaskSettings, rollouts: "Rollouts", settings: Any, out:
 
 def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, path: Path) -> Path:
     """Rerun an episode and write it as a video; UserError if its final stage differs from its record."""
-    env = make(world)
-    frames, stages = rerun(env, record["seed"], actions)
-    env.close()
+    with make(world) as env:
+        frames, stages = rerun(env, record["seed"], actions)
     if stages[-1] != record["stage"]:
         expected = f"expected the recorded final stage {record['stage']}, got {stages[-1]}"
         raise UserError(
