@@ -7,7 +7,6 @@ episode, which is appended. Episodes in which the policy succeeds are not append
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -47,23 +46,13 @@ class DaggerSettings(Positions, at="recording", file="recording/dagger"):
     device: str = from_yaml()
 
 
-@dataclass(frozen=True)
-class Course:
-    """Everything that determines an episode, except its seed."""
-
-    settings: DaggerSettings
-    world: TaskSettings  # with the policy's cameras, at its encoder's image size
-    picker: Any
-    expert: int  # length of the expert's chunks
-
-
 class Corrector:
-    """The state of a worker: the world, and the policy that acts in it."""
+    """The state of a worker: the world, and the policy that acts in it. `picker`: settings of the expert; `chunk`: its steps."""
 
-    def __init__(self, course: Course):
-        settings, self.course = course.settings, course
+    def __init__(self, settings: DaggerSettings, world: TaskSettings, picker: Any, chunk: int):
+        self.settings, self.picker, self.chunk = settings, picker, chunk
         self.actor, _, _ = load_policy(str(settings.checkpoint), settings.device, settings.weights)
-        self.env = make(course.world, draw=False)
+        self.env = make(world, draw=False)
 
 
 def record_corrections(
@@ -97,7 +86,7 @@ def record_corrections(
     _check_and_note_round(out, settings)
     todo, known = left_to_try(store, count, settings.positions)
     counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
-    with store, worker_pool(settings.workers, partial(Corrector, course)) as pool:
+    with store, worker_pool(settings.workers, partial(Corrector, settings, *course)) as pool:
         corrected = pool.in_order(corrected_episode, [(seed,) for seed in todo])
         for done, (arrays, facts) in enumerate(corrected, 1):
             if arrays:
@@ -109,8 +98,9 @@ def record_corrections(
     return EpisodeStore.open(out), counts
 
 
-def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course:
-    """Check that policy, demos and world fit together; return the episodes' common settings."""
+def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> tuple[TaskSettings, Any, int]:
+    """Check that policy, demos and world fit together; return the other arguments of `Corrector`, with the world as the
+    policy sees it."""
     checkpoint = read(str, settings.checkpoint, "checkpoint")
     check_demos(demos, world)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), settings.weights)
@@ -118,9 +108,9 @@ def _course(settings: DaggerSettings, demos: EpisodeStore, world: Any) -> Course
     check_contract(contract, cameras=list(demos.cameras), **{key: demos.attrs.get(key) for key in keys})
     check_takeover(settings, policy.spec.members)
     seen = world.replace(cameras=tuple(contract["cameras"]), image_size=image_size_of(contract, encoder))
-    course = Course(settings, seen, picker_of(demos), demos.read("expert", 0, 1).shape[1])
-    _check_fits(demos, course)
-    return course
+    chunk = demos.read("expert", 0, 1).shape[1]
+    _check_fits(demos, settings.seed, seen, chunk)
+    return seen, picker_of(demos), chunk
 
 
 def check_demos(demos: EpisodeStore, world: Any) -> None:
@@ -144,15 +134,15 @@ def check_takeover(settings: DaggerSettings, members: int) -> None:
         raise UserError(f"recording.takeover.disagreement: expected null, {why}, got {limit}")
 
 
-def _check_fits(demos: EpisodeStore, course: Course) -> None:
+def _check_fits(demos: EpisodeStore, seed: int, world: TaskSettings, chunk: int) -> None:
     """Reject demos with arrays or values that a correction does not have, because it could not be appended."""
-    env, action = make(course.world, draw=False), demos.read("action", 0, 1)[0].astype(np.float32)
-    _, info = env.reset(seed=course.settings.seed)
-    step: dict[str, Any] = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields()}
-    step |= {"action": action, "expert": np.stack([action] * course.expert)}
+    action = demos.read("action", 0, 1)[0].astype(np.float32)
+    with make(world, draw=False) as env:
+        _, info = env.reset(seed=seed)
+        step: dict[str, Any] = {"state": env.get_state(), "proprio": env.proprio, **env.demo_fields()}
+        meta: dict[str, Any] = {"seed": seed, "success": True, **layout_of(env, info)}
+    step |= {"action": action, "expert": np.stack([action] * chunk)}
     step |= dict.fromkeys(("perturbed", "imitate"), np.uint8(0))
-    meta: dict[str, Any] = {"seed": course.settings.seed, "success": True, **layout_of(env, info)}
-    env.close()
     demos.check_fits({key: np.array([value]) for key, value in step.items()}, meta)
 
 
@@ -177,9 +167,9 @@ def corrected_episode(corrector: Corrector, seed: int) -> tuple[dict[str, np.nda
     Return its arrays over time if the expert took over and succeeded, else {}; and `seed`, `reason` for the takeover ("" if
     there was none), its `step`, final `success`, and `layout` if the task's demos have it.
     """
-    env, actor, course = corrector.env, corrector.actor, corrector.course
+    env, actor = corrector.env, corrector.actor
     _, info = env.reset(seed=seed)
-    expert: Any = env.expert(np.random.default_rng([seed, 7]), course.picker)
+    expert: Any = env.expert(np.random.default_rng([seed, 7]), corrector.picker)
     actor.reset(seed)
     steps: dict[str, list] = {}
 
@@ -189,7 +179,7 @@ def corrected_episode(corrector: Corrector, seed: int) -> tuple[dict[str, np.nda
             steps.setdefault(name, []).append(value)
         env.step_physics(action)
 
-    reason = _act(env, actor, course.settings.takeover, execute)
+    reason = _act(env, actor, corrector.settings.takeover, execute)
     switch = len(done := steps.get("action", []))
     facts = {"seed": seed, "reason": reason, "step": switch, "success": env.is_success} | layout_of(env, info)
     if not reason:
@@ -203,7 +193,7 @@ def corrected_episode(corrector: Corrector, seed: int) -> tuple[dict[str, np.nda
         return {}, facts
     arrays = {name: np.stack(rows) for name, rows in steps.items()}
     policy = np.arange(len(arrays["action"])) < switch
-    labels = _labels(env, expert, course, arrays, switch)
+    labels = _labels(corrector, expert, arrays, switch)
     return arrays | {"perturbed": policy.astype(np.uint8)} | labels, {**facts, "success": True}
 
 
@@ -230,10 +220,15 @@ def _act(env: Task, actor: Actor, settings: TakeoverSettings, execute: Callable)
 
 
 def _labels(
-    env: Task, expert: Any, course: Course, arrays: dict[str, np.ndarray], switch: int
+    corrector: Corrector, expert: Any, arrays: dict[str, np.ndarray], switch: int
 ) -> dict[str, np.ndarray]:
     """Return `expert` and `imitate` of an episode whose steps from `switch` on are the expert's; call it right after them."""
-    actions, k, visited = arrays["action"], course.expert, course.settings.imitate_visited
+    env, k, visited, actions = (
+        corrector.env,
+        corrector.chunk,
+        corrector.settings.imitate_visited,
+        arrays["action"],
+    )
     chunks = {len(actions): expert.ask(k)}
     imitate = np.arange(len(actions)) >= switch
     for t in range(switch):

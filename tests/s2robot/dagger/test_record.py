@@ -8,7 +8,7 @@ import pytest
 
 from s2robot.core.errors import UserError
 from s2robot.dagger import record as dagger_record
-from s2robot.dagger.record import Corrector, Course, DaggerSettings, TakeoverSettings, record_corrections
+from s2robot.dagger.record import Corrector, DaggerSettings, TakeoverSettings, record_corrections
 from s2robot.demos.errors import DatasetError
 from s2robot.demos.record import demo_attributes, record, record_episode
 from s2robot.demos.replay import replay_episode, world_of_demos
@@ -90,13 +90,13 @@ def test_correction_is_appended_to_a_copy_of_the_demos(demos, settings, tmp_path
 def corrected(demos, settings, seed, patience=30, steps=100, **changes) -> tuple[dict[str, np.ndarray], dict]:
     world = world_of_demos(demos).replace(image_size=64, max_steps=steps)
     settings = settings.replace(takeover=TakeoverSettings(patience=patience), **changes)
-    return dagger_record.corrected_episode(Corrector(Course(settings, world, PickerConfig(), STEPS)), seed)
+    return dagger_record.corrected_episode(Corrector(settings, world, PickerConfig(), STEPS), seed)
 
 
 def test_corrections_store_the_layout_of_their_task(settings, scripted, tmp_path, monkeypatch):
     world, expert = settings_class("lift")(image_size=24), ExpertSettings(kicks=(0, 0), misses=0.0)
     demos = record(tmp_path / "demos.zarr", world, expert, 1, 500, 1, expert=STEPS)
-    monkeypatch.setattr(dagger_record, "_course", lambda *_: Course(settings, world, expert, STEPS))
+    monkeypatch.setattr(dagger_record, "_course", lambda *_: (world, expert, STEPS))
     scripted(np.zeros((9, 7), np.float32))
     store, counts = record_corrections(settings, demos, world, tmp_path / "out.zarr")
     assert outcome_counts(counts) == (0, 1, 0) and store.meta("seed").tolist() == [500, SEED]
