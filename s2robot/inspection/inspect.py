@@ -31,8 +31,8 @@ from s2robot.inspection.advice import AdviceSettings, advise
 from s2robot.inspection.films import FilmSettings, Tiles, film_all
 from s2robot.inspection.findings import KINDS, find, unchecked_kinds
 from s2robot.inspection.tables import Finding, Frames, Table, Thresholds, curves, episodes_of, plots, tables
-from s2robot.reporting.page import drawing, flatten, write_page
-from s2robot.reporting.style import BLUE, VERMILLION, styled
+from s2robot.reporting.page import flatten, write_page
+from s2robot.reporting.style import BLUE, VERMILLION, figure_svg, styled
 
 FOLDER = "episodes"
 POINTS = 4000  # per curve in the page: about the width of a screen
@@ -184,7 +184,7 @@ def _write_page(
         findings={kind: [f for f in findings if f.kind == kind][:MAX_LISTED] for kind in kinds},
         most=MAX_LISTED,
         ranges=[(table.key, _cells(table)) for table in numbers],
-        pictures=[("Lengths", drawing(_lengths(lengths, store.attrs["rate_hz"]), "lengths"))],
+        pictures=[("Lengths", figure_svg(_lengths(lengths, store.attrs["rate_hz"]), "lengths"))],
         settings=[row for key, value in store.attrs.items() for row in flatten(key, value)],
         films=films,
         data={

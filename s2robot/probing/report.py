@@ -16,8 +16,8 @@ from scipy import stats
 from s2robot.core.files import write_csv, write_json
 from s2robot.core.provenance import command, versions
 from s2robot.reporting import plots
-from s2robot.reporting.page import drawing, flatten, write_page
-from s2robot.reporting.style import save_figure
+from s2robot.reporting.page import flatten, write_page
+from s2robot.reporting.style import figure_svg, save_figure
 
 _NUMBERS = ("value", "low", "high", "p")  # of an estimate; p for differences by seed alone
 JOINED, NO_IMAGE = "all", "-"  # values of a row's cameras: all, none
@@ -135,7 +135,7 @@ def write_outcome(outcome: Outcome, seconds: float, out: Path) -> str:
             if not tables or tables[-1][0] != [*facts, *metrics]:
                 tables.append([[*facts, *metrics]])
             tables[-1].append([*map(_text, facts.values()), *map(_text, metrics.values())])
-    title, svg = f"s2robot probe: {kind}", drawing(figure, kind)
+    title, svg = f"s2robot probe: {kind}", figure_svg(figure, kind)
     shown = {"title": title, "svg": svg, "tables": tables, "report": report}
     write_page(out / f"{kind}.html", "probe.html.j2", **shown, settings=flatten("probe", report["settings"]))
     texts = []

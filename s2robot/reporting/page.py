@@ -3,7 +3,7 @@
     write_report_page(run / "report.html", "16 of 16", [("headline", "16 of 16")], [Section("Time", [("bars", ...)])])
 
 The templates and their stylesheet are in `templates/`. All text is escaped, except the SVG of our own plots
-(:func:`drawing`), stylesheets and scripts.
+(`style.figure_svg`), stylesheets and scripts.
 """
 
 import base64
@@ -59,19 +59,13 @@ def _unescaped(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
-def drawing(figure: Figure, name: str) -> Markup:
-    """Return a plot for a page; `name` makes its element ids unique."""
-    return Markup(figure_svg(figure, name))
-
-
 def figure(plot: Figure, name: str, about: str, title: str = "") -> Block:
     """Return a plot as a block of a report; `about`: description for screen readers."""
-    return "figure", drawing(plot, name), title, about
+    return "figure", figure_svg(plot, name), title, about
 
 
-def _described(svg: Markup, about: str) -> Markup:
-    label = f'<svg role="img" aria-label="{escape(about)}" '
-    return Markup(str(svg).replace("<svg ", label, 1))  # on str, because Markup.replace escapes the tag
+def _described(svg: str, about: str) -> Markup:
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(about)}" ', 1))
 
 
 def videos(run_dir: Path, films: Iterable[tuple[str, str, str]]) -> tuple[Block | None, list[str]]:

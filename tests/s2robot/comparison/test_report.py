@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from s2robot.comparison.paired import success_sequence
@@ -51,7 +50,7 @@ def run(compared, tmp_path):
 @pytest.fixture
 def empty_plots(monkeypatch):
     """Make plots without writing their SVG, which takes most of a page's time: for tests of the text."""
-    monkeypatch.setattr("s2robot.reporting.page.drawing", lambda figure, name: Markup("<svg></svg>"))
+    monkeypatch.setattr("s2robot.reporting.page.figure_svg", lambda figure, name: "<svg></svg>")
 
 
 @pytest.mark.usefixtures("empty_plots")
