@@ -83,9 +83,7 @@ class _Successes(Stored):
 
 
 class _Task(Stored):
-    task_group: str
-    task_id: int
-    metrics: dict[str, Any]
+    metrics: _Successes
 
 
 class _Recorded(Stored):
@@ -209,9 +207,7 @@ def _read_run(path: Path) -> list[_Row]:
 def _read_json(path: Path) -> list[_Row]:
     info = read(_EvalInfo, read_json(path), f"{path}: ")
     rows = [_Row("", "", None if e.seed is None else str(e.seed), e.success) for e in info.per_episode]
-    for task in info.per_task:
-        at = f"{path}: per_task.{task.task_group}.{task.task_id}: "
-        rows += [_Row("", "", None, success) for success in read(_Successes, task.metrics, at).successes]
+    rows += [_Row("", "", None, success) for task in info.per_task for success in task.metrics.successes]
     for arm in info.arms:
         for seed, digits in arm.outcomes.items():
             rows += [_Row(arm.name, seed, str(i), digit == "1") for i, digit in enumerate(digits)]

@@ -138,7 +138,7 @@ def test_stress_tests_are_paired_by_position(tmp_path):
         ("a.csv", "training_seed,position,success\n0,1,1\n1,2,0\n", "a.csv: expected the same positions"),
         ("a.json", "{}", "a.json: expected one trial or more .*per_episode or per_task"),
         ("a.json", '{"per_task": [{"task_group": "g", "task_id": 0, "metrics": {"successes": []}}]}',
-         r"per_task.g.0: successes: expected at least 1 values"),
+         r"per_task\[0\].metrics.successes: expected at least 1 values"),
         ("a.json", '{"per_episode": [{"success": "no idea"}]}', r"a.json: per_episode\[0\].success: expected true or false"),
         ("a.txt", "1", "expected one of .csv, .json, .jsonl"),
     ],
