@@ -118,11 +118,7 @@ def read_model(model: Any, block: int | None = None, size: Size | None = None) -
     if block is not None:
         _check_block(name, block, 0)
     module = model if isinstance(model, nn.Module) else Function(model)
-    return Source(module, call, Facts(name, num_prefix_tokens=0))
-
-
-def call(model: nn.Module, x: Tensor) -> Any:
-    return model(x)
+    return Source(module, nn.Module.__call__, Facts(name, num_prefix_tokens=0))
 
 
 class Function(nn.Module):
@@ -334,7 +330,7 @@ def _torchvision(model: Any, block: int | None) -> Source:
         steps = copy.deepcopy(steps[: ends[block - 1]])
     channels_last = hasattr(model, "permute")  # Swin
     facts = Facts(name, (224, 224), depth=len(ends) or None, channels_last=channels_last)
-    return Source(nn.Sequential(*steps), call, facts)
+    return Source(nn.Sequential(*steps), nn.Module.__call__, facts)
 
 
 def _check_block(name: str, block: int, depth: int) -> None:
