@@ -83,7 +83,6 @@ def fetch(name: str, *, check_md5: bool = True) -> Path:
     A file placed there manually under its published name is used. Raises UserError if the download fails or its md5
     differs from the published one.
     """
-    one_of("MVP checkpoint", name, PUBLISHED)
     published = PUBLISHED[name]
     path = cache_dir("mvp") / published.file
     if path.is_file():
