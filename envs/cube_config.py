@@ -1,7 +1,6 @@
 """Settings of CubePick, usable without the simulator."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -196,7 +195,7 @@ class CubePickConfig(TaskSettings, at="env", file="env/cube_pick"):
         return f"env.clutter: expected 0 when recording demos, got {self.clutter}" if self.clutter else ""
 
     def appearance(self) -> dict[str, Any]:
-        spec = asdict(robot_spec(self.robot)).items()
+        spec = robot_spec(self.robot)._asdict().items()
         return {"robot": {name: value for name, value in spec if name.startswith(("camera_", "base_"))}}
 
     def camera_problem(self) -> str:

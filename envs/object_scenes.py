@@ -5,8 +5,8 @@ primitives without a class. Nothing is simulated: an object has a random rotatio
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import mujoco
@@ -41,8 +41,7 @@ _VISIBLE = 0.1  # least visible fraction of the square around the object; a hamm
 _WIDE, _SMALL = (0.28, 0.6), (0.08, 0.15)  # of an image's side, the object's bounding sphere
 
 
-@dataclass(frozen=True)
-class LabelledImage:
+class LabelledImage(NamedTuple):
     """image uint8 (S, S, 3); mask uint8 (S, S), indices of LABELS; depth float64 (S, S), m along the camera's axis."""
 
     image: np.ndarray

@@ -4,15 +4,14 @@ A new arm is one more ``RobotSpec``: its robosuite name, a home pose with the gr
 table's centre, the joint of the gripper's opening, and the two finger bodies.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from s2robot.envs.errors import check_known
 
 MAX_HZ = 500  # robosuite steps its physics by 2 ms; at a higher control rate no step would fit into a control period
 
 
-@dataclass(frozen=True)
-class RobotSpec:
+class RobotSpec(NamedTuple):
     """One arm with a parallel gripper. Lengths in m, angles in rad, frames as in MuJoCo."""
 
     robosuite_name: str

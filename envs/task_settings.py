@@ -1,8 +1,7 @@
 """Settings of a task and its expert, and the facts that need no simulator: stages, messages, records, layout plots."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, field_validator
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]  # an episode's line of episodes.jsonl
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Episodes that a plot shows with the same marker."""
 
     records: Sequence[Record]
@@ -136,7 +134,7 @@ class TaskSettings(Settings):
                 if len(group_values):  # groups slightly offset
                     shift = 0.5 * (i + 0.5) / len(groups) - 0.25
                     position = (group_values - low) / max(high - low, 1e-12)
-                    shown = group if row == 0 else replace(group, label="_")
+                    shown = group if row == 0 else group._replace(label="_")
                     shown.scatter(axes, position, np.full(len(group_values), row + shift))
             axes.text(1.02, row, f"{low:.3g} to {high:.3g}", va="center", fontsize=8)
         if not names:

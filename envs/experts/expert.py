@@ -5,8 +5,7 @@ closed the gripper. So it can be queried in any state, and a policy imitates a f
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -89,8 +88,7 @@ class Hand:
         return touching(self.data, self._fingers, geoms)
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A pose to move the gripper to: position (3,) and the direction in which its fingers close."""
 
     position: np.ndarray

@@ -11,9 +11,8 @@ Outcomes are bool (seeds, positions); differences are fractions, first arm minus
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -45,8 +44,7 @@ def outcomes_of(records: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]
     return {arm: np.array(rows) for arm, rows in found.items()}
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Success of the first arm minus success of the second (fractions), with its uncertainty."""
 
     difference: float

@@ -1,9 +1,8 @@
 """The attempts of `s2robot trial` with policies that run elsewhere: a person runs them and enters the outcomes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +14,7 @@ from s2robot.envs.real.operator.prompts import Placing, TrialOperator, Void
 from s2robot.evaluation.records import Journal
 
 
-@dataclass
-class _ByHand:
+class _ByHand(NamedTuple):
     name: str
     places: Sequence[str]
     seed: int

@@ -6,7 +6,6 @@ All of this is software: a hardware emergency stop must be within reach.
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ class LiveSession:
             acted = self._act(seed)
             if acted is None:  # stopped on the way to the start
                 return ""
-            outcome = replace(acted, cause="stopped")  # if the question is interrupted
+            outcome = acted._replace(cause="stopped")  # if the question is interrupted
             success = acted.cause in ("steps", "ended") and session.operator.success()
             outcome = acted
         finally:  # also after a second Ctrl-C, since the episode was run

@@ -11,10 +11,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
@@ -37,8 +37,7 @@ from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, Terminal
 from s2robot.envs.real.runtime import ArmRuntime
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     cause: str  # "steps", "ended", "stopped" or "fault"
     fault: str = ""
     result: Result | None = None  # of the control loop, if it returned one

@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -160,7 +159,7 @@ def _roll_out(
         )  # fmt: skip
     if e.videos:
         names = film_episodes(config, found, e, out)
-        found = replace(found, records=[{**r, "video": names.get(r["episode"])} for r in found.records])
+        found = found._replace(records=[{**r, "video": names.get(r["episode"])} for r in found.records])
     write_records([*found.records, *read_records(journal)[e.episodes :]], journal)  # keep a longer run's
     return found
 

@@ -10,8 +10,7 @@ if training would use it and an action precedes it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,8 +66,7 @@ def mean_action(policy: ChunkPolicy, actions: np.ndarray) -> np.ndarray:
     return parts.outer(parts.inner(torch.from_numpy(actions).double()).mean(0)).float().numpy()
 
 
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """Errors by episode and step of the chunk.
 
     errors: method -> measure -> (E, K), means over an episode's steps, NaN where no step counts. Measures:

@@ -9,10 +9,9 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -136,8 +135,7 @@ class NearestDemo:
 Planner = LearnedPlanner | NearestDemo
 
 
-@dataclass(frozen=True)
-class Rollouts:
+class Rollouts(NamedTuple):
     records: list[dict[str, Any]]  # sorted by episode
     actions: dict[int, np.ndarray]  # episode -> float32 (steps, A)
     spent: dict[str, float]  # seconds, summed over all workers, excluding resumed episodes

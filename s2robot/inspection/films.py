@@ -1,10 +1,9 @@
 """Write episodes as videos for the page, with all cameras side by side, and measure their frames."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import ceil, isqrt, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,8 +32,7 @@ class FilmSettings(Settings, at="videos", file="inspect"):
     key_every: int = from_yaml(ge=1)
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """The positions of the cameras in the video."""
 
     width: int

@@ -1,7 +1,6 @@
 """Find anomalies in a dataset; each rule has its thresholds in `configs/inspect.yaml`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def find(
         if len(group) > MANY:
             until = group[-1].step + group[-1].steps - 1
             text = f"{group[0].text}; {len(group) - 1} more until step {until}"
-            groups[subject] = [replace(group[0], text=text)]
+            groups[subject] = [group[0]._replace(text=text)]
     return [one for group in groups.values() for one in group]
 
 

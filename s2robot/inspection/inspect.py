@@ -7,7 +7,6 @@ They are scripts because browsers block fetch() on pages opened as files.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +192,7 @@ def _write_page(
             "videos": films is not None,
             "charts": _charts(numbers),
             "episodes": _episodes(store, ends),
-            "findings": [asdict(f) for f in findings if f.episode is not None],
+            "findings": [f._asdict() for f in findings if f.episode is not None],
         },
     )
 

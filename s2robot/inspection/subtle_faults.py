@@ -6,7 +6,6 @@ constant in one episode, and episodes that end in motion. Each rule compares epi
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -47,7 +46,7 @@ def _offsets(state: Table, action: Table, ends: np.ndarray, limits: Thresholds) 
     spread = state.spread()
     # relative to an episode's mean, an offset of some episodes hides no follower
     moves = lambda table: np.concatenate([x - x.mean(0) for x in episodes_of(table.values, ends)])  # noqa: E731
-    both = (action, state), tuple(replace(table, values=moves(table)) for table in (action, state))
+    both = (action, state), tuple(table._replace(values=moves(table)) for table in (action, state))
     for column in (c for c in range(len(action.names)) if kinds[c] in ("absolute", "")):
         follower = next((at for a, s in both if (at := _follower(a, column, s)) is not None), None)
         if follower is None:

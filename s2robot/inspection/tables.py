@@ -1,7 +1,7 @@
 """Tables of a dataset's numbers, with column names, ranges and curves for the page; and findings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +37,7 @@ class Thresholds(Settings, at="anomalies", file="inspect"):
     early: float = from_yaml(gt=0)
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """An anomaly, of the whole dataset if `episode` is None."""
 
     kind: str
@@ -48,8 +47,7 @@ class Finding:
     steps: int = 1
 
 
-@dataclass(frozen=True)
-class FrameStats:
+class FrameStats(NamedTuple):
     """Measurements of one camera's frames in one episode: see films.py."""
 
     change: np.ndarray  # (T,) mean difference to the previous frame, 0 to 255; 0 only if all bytes are equal
@@ -60,8 +58,7 @@ class FrameStats:
 Frames = Sequence[Mapping[str, FrameStats]]  # per episode: camera -> measurements; empty without videos
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """Columns of a table that belong together."""
 
     name: str
@@ -70,8 +67,7 @@ class Columns:
     limits: np.ndarray | None = None  # (2, columns): lower and upper limit of commands
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """All steps of one key in a store."""
 
     key: str

@@ -8,10 +8,9 @@ The templates and their stylesheet are in `templates/`. All text is escaped, exc
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -26,8 +25,7 @@ VIDEO_BYTES = 15_000_000  # limit of base64 in a page, so that it opens quickly 
 Block = tuple[Any, ...]  # a macro in macros.html.j2 and its arguments
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A section of a report. Empty blocks are dropped, and so are sections without blocks."""
 
     title: str
@@ -36,7 +34,7 @@ class Section:
 
 
 def write_report_page(path: Path, title: str, head: Sequence[Block], sections: Sequence[Section]) -> Path:
-    filled = [replace(s, blocks=blocks) for s in sections if (blocks := [b for b in s.blocks if b])]
+    filled = [s._replace(blocks=blocks) for s in sections if (blocks := [b for b in s.blocks if b])]
     return write_page(path, "report.html.j2", title=title, head=head, sections=filled)
 
 

@@ -6,9 +6,8 @@ curves([Panel("Loss", [Line(steps, losses, "trained on")], log="y")])
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,8 +30,7 @@ def series_style(number: int) -> tuple[str, str, str, Any]:
     return colour, *_MARKERS[number % len(_MARKERS)], dashes
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A value with its interval. `parts` are drawn as open marks, such as one per training seed."""
 
     label: str
@@ -45,8 +43,7 @@ class Row:
     parts: Sequence[float] = ()
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """Points of a curve, optionally with an interval at each (`low`, `high`). `style`: more keywords for `Axes.plot`."""
 
     x: Values
@@ -55,11 +52,10 @@ class Line:
     colour: str = BLUE
     low: Values = ()
     high: Values = ()
-    style: Mapping[str, Any] = field(default_factory=dict)
+    style: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """Curves in one pair of axes. `log`: names of the logarithmic axes; `ticks`: labels by position along x."""
 
     title: str
@@ -67,7 +63,7 @@ class Panel:
     xlabel: str = ""
     ylabel: str = ""
     log: str = ""
-    ticks: Mapping[float, str] = field(default_factory=dict)
+    ticks: Mapping[float, str] = {}
     shaded: tuple[float, float] | None = None
     ylim: tuple[float, float] | None = None
 

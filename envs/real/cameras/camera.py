@@ -9,9 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import cycle
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,8 +21,7 @@ from s2robot.envs.real.control.clock import now
 _SINCE_S = 0.1  # s by which a frame may be newer than the time for which its age is computed
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     seq: int  # number of this frame, from 1
     t_capture: float  # s
     image: np.ndarray  # uint8 (H, W, 3) RGB, upright, read-only

@@ -7,9 +7,8 @@ big-endian unless a comment says otherwise; units are radians and millimetres.
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,8 +53,7 @@ class WireError(ValueError):
     """Bytes that cannot be a frame; their connection is out of sync and must be closed."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     transaction: int
     protocol: int
     function: int
