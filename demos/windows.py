@@ -7,7 +7,7 @@ push. The context includes all steps.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,9 +45,8 @@ def make_windows(
             own = episodes[(episodes >= first) & (episodes < first + len(member))] - first
             if len(own):
                 part = make_windows(member, own, context, chunk, labels)
-                windows.append(replace(part, context=part.context + row))
-        names = [field.name for field in fields(Windows)]
-        return Windows(*(np.concatenate([getattr(w, name) for w in windows]) for name in names))
+                windows.append(vars(part) | {"context": part.context + row})
+        return Windows(**{name: np.concatenate([w[name] for w in windows]) for name in windows[0]})
     by_expert = labels == "expert" and "expert" in store.keys
     chunks = _expert_chunks if by_expert else _executed_chunks
     keys = ("expert" if by_expert else "action", "perturbed", "imitate")
