@@ -9,9 +9,8 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,12 +51,11 @@ def episode_keys(store: EpisodeStore) -> list[Keys]:
     return known
 
 
-@dataclass(frozen=True)
-class Lineage:
+class Lineage(NamedTuple):
     """The episodes and positions that trained and selected a policy and its ancestors."""
 
     hashes: frozenset[str] = frozenset()  # keys of the training episodes
-    positions: Mapping[str, frozenset[int]] = field(default_factory=dict)  # key of USES -> seeds
+    positions: Mapping[str, frozenset[int]] = {}  # key of USES -> seeds
     unknown: tuple[str, ...] = ()  # checkpoints with an incomplete lineage
 
     @classmethod
@@ -83,12 +81,12 @@ class Lineage:
         # including positions that needed no correction
         tried = [seed for each in rounds for seed in range(*each["positions"])]
         lineage = self.with_positions("recorded", recorded).with_positions("corrected", tried)
-        return replace(lineage, hashes=self.hashes.union(*(keys[i] for i in episodes)))
+        return lineage._replace(hashes=self.hashes.union(*(keys[i] for i in episodes)))
 
     def with_positions(self, use: str, seeds: Collection[int]) -> "Lineage":
         """Add positions with one of the `USES`."""
         combined = self.positions.get(use, frozenset()) | frozenset(seeds)
-        return replace(self, positions={**self.positions, use: combined})
+        return self._replace(positions={**self.positions, use: combined})
 
     def seen(self, store: EpisodeStore) -> list[int]:
         """Return the indices of the episodes that were trained on."""

@@ -11,8 +11,7 @@ bit for bit. In training, the head samples from torch's generator, which is seed
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ from torch import Tensor, nn
 from s2robot.policies.parts import Layout
 
 
-@dataclass(frozen=True)
-class HeadSizes:
+class HeadSizes(NamedTuple):
     """The shapes of a head, and the losses of regression."""
 
     context: int  # width of the context vector
@@ -41,11 +39,10 @@ class HeadSizes:
 Pending = tuple[Tensor, Tensor]
 
 
-@dataclass
-class HeadLoss:
+class HeadLoss(NamedTuple):
     loss: Tensor  # ()
     estimate: Tensor  # (B, K, A) estimate of the target, for metrics; without gradient
-    scalars: dict[str, Tensor] = field(default_factory=dict)  # parts of the loss, () each, without gradient
+    scalars: dict[str, Tensor] = {}  # parts of the loss, () each, without gradient
 
 
 class Head(nn.Module):

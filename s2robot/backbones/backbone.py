@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -96,7 +95,7 @@ def find_backbone(model: Any, **overrides: Unpack[Overrides]) -> Backbone:
                 facts = _read(facts, shape, PROBE)
                 if len(shape) == 4 and requested.tile is None:  # EfficientNet-B1: 240 to 256 px
                     height, width = (max(1, int(n / facts.patch + 0.5)) * facts.patch for n in made_for)  # type: ignore[operator]
-                    facts = replace(facts, tile=(height, width))
+                    facts = facts._replace(tile=(height, width))
         if requested.tile is not None:  # a model's own tile may leave a remainder
             check_tile(requested.tile, facts.patch or 1)
         height, width = facts.tile or (0, 0)
@@ -125,14 +124,14 @@ def _read(facts: Facts, shape: Sequence[int], size: Size) -> Facts:
             side = patch or max(1, height // rows)
             if (rows * side, columns * side) == size:
                 dim = shape[3] if last else shape[1]
-                return replace(facts, patch=side, num_prefix_tokens=0, dim=dim, channels_last=last)
+                return facts._replace(patch=side, num_prefix_tokens=0, dim=dim, channels_last=last)
     elif len(shape) == 3:
         cells = {p: (height // p) * (width // p) for p in patches}
         if prefix is None:
             prefix = max(0, shape[1] - cells[patch]) if patch else 0
         for p, count in cells.items():
             if count + prefix == shape[1]:
-                return replace(facts, patch=p, num_prefix_tokens=prefix, dim=shape[2])
+                return facts._replace(patch=p, num_prefix_tokens=prefix, dim=shape[2])
         candidates = sorted((shape[1] - n, n) for n in cells.values() if 0 <= shape[1] - n <= 16)
         for extra, count in candidates[:1]:
             hint = f" ({shape[1]} tokens are {count} + {extra}: num_prefix_tokens={extra}?)"

@@ -13,7 +13,6 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
 from typing import Any, NamedTuple, TypedDict
@@ -54,8 +53,7 @@ class Overrides(TypedDict, total=False):
     processor: Any  # a Hugging Face image processor
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """The facts of a vision model that S2 needs; None means unknown."""
 
     name: str = "model"  # for messages
@@ -76,7 +74,7 @@ class Facts:
         new = {} if processor is None else {"mean": processor.image_mean, "std": processor.image_std}
         new |= {k: v for k, v in overrides.items() if v is not None and k != "processor"}
         new |= {k: index(new[k]) for k in ("patch", "num_prefix_tokens", "block") if k in new}
-        return replace(self, **new | ({"tile": pair(new["tile"], "tile")} if "tile" in new else {}))
+        return self._replace(**new | ({"tile": pair(new["tile"], "tile")} if "tile" in new else {}))
 
 
 class Source(NamedTuple):

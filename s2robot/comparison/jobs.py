@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -33,8 +33,7 @@ _THREADS: dict[str, tuple[str, ...]] = {  # keys that get a job's share of the c
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
+class Job(NamedTuple):
     """One command of `s2robot`."""
 
     name: str  # for display, and unique: jobs of a comparison with equal names are the same job
@@ -55,7 +54,7 @@ class Job:
     def claim(self) -> None:
         """Store the command, without threads, engine and root; UserError if the stamp belongs to another command."""
         inside = rf"=('?){re.escape(str(self.root))}(|/.*)\1$"
-        portable = replace(self, overrides=[re.sub(inside, r"=<run>\2", word) for word in self.overrides])
+        portable = self._replace(overrides=[re.sub(inside, r"=<run>\2", word) for word in self.overrides])
         claim(self.file("json"), {"command": portable.command}, REMEDY)
 
     def is_done(self) -> bool:

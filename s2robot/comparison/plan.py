@@ -8,11 +8,10 @@ evaluation(plan, plan.main, policies, 128)        # evaluation jobs, which depen
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -43,8 +42,7 @@ Runs = dict[str, dict[int, list[dict[str, Any]]]]  # arm -> training seed -> epi
 _NOTHING = object()
 
 
-@dataclass(frozen=True)
-class ArmFacts:
+class ArmFacts(NamedTuple):
     """Facts about an arm before it runs, from the settings of its stages."""
 
     about: Mapping[str, Any]  # for compare.json
@@ -53,8 +51,7 @@ class ArmFacts:
     evaluate: EvaluateSettings
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """The settings for training and evaluating arms, either of the main comparison or of one value of an axis."""
 
     root: Path  # folder of its stages
@@ -65,8 +62,7 @@ class World:
     trains: bool = False  # True: train separate policies; False: evaluate those of the main comparison
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """A comparison before it runs."""
 
     out: Path
@@ -171,10 +167,10 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
         if settings.records:
             used = Lineage(positions={"recorded": recorded})
             used.refuse(plan.positions, out / "demos.zarr", "evaluate.seed")
-            return replace(plan, main=World(out, recording=_recording(out, "", common, out)))
+            return plan._replace(main=World(out, recording=_recording(out, "", common, out)))
         demos = demos_of(plan)
         Lineage().trained_on(demos, ()).refuse(plan.positions, demos.path, "evaluate.seed")
-        return replace(plan, demos=demos.fingerprint)
+        return plan._replace(demos=demos.fingerprint)
 
 
 def demos_of(plan: Plan) -> EpisodeStore:
@@ -199,7 +195,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
     worlds = []
     for value in axis.values:
         if value == default:
-            worlds.append(replace(plan.main, value=value))
+            worlds.append(plan.main._replace(value=value))
             continue
         root, label = plan.out / "axes" / name / str(value), f"{name} {value}, "
         words, recording = [f"{axis.key}={value}"], None
@@ -245,7 +241,7 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
         words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
         name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
         job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", plan.out, (policy,))
-        jobs.append(replace(job, lines=(folder / "episodes.jsonl", episodes)))
+        jobs.append(job._replace(lines=(folder / "episodes.jsonl", episodes)))
     return jobs
 
 

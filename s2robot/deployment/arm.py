@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from s2robot.core.errors import reported, require
@@ -42,8 +41,7 @@ EXPOSURE_S = 1.0  # s for automatic exposure after a camera's first frame, which
 OK, WARNING, STOP = "ok", "warning", "stop"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     level: str  # `ok`, `warning` or `stop`
     check: str
     text: str
@@ -56,8 +54,7 @@ class Finding:
         return f"{self.level:<8}{self.check}: {self.text}"
 
 
-@dataclass(frozen=True)
-class Camera:
+class Camera(NamedTuple):
     """A camera's actual settings, which may differ from those requested."""
 
     width: int  # pixels, of the policy's frames, after cropping

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,7 +117,7 @@ class ArmSession(Subscriber):
         """Move the arm to the start of an episode, stop it, and have the cube placed, like `ArmRuntime.ready`."""
         placing = Placing.draw(world, seed)
         if self.arm.bench.home is not None:
-            placing = replace(placing, start_joints=self.arm.bench.start)
+            placing = placing._replace(start_joints=self.arm.bench.start)
         self.runtime.ready(self.operator, placing)
         return placing
 

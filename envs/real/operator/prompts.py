@@ -12,8 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium.utils.seeding import np_random
@@ -28,8 +27,7 @@ WORD = "move"  # the operator must type it before the arm moves
 CONFIRM, PLACE, SUCCEEDED = f"Type '{WORD}' to continue: ", "Place the cube.", "Did the episode succeed?"
 
 
-@dataclass(frozen=True)
-class Placing:
+class Placing(NamedTuple):
     """Cube pose and start joints of an episode; the same seed gives the same pose for every policy."""
 
     seed: int | None

@@ -1,6 +1,5 @@
 """The plan of a comparison: settings rejected before anything runs, and the overrides of each verb."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +115,7 @@ def test_value_that_differs_from_an_arm_needs_its_own_training():
 
 def test_axis_can_set_a_key_that_only_the_world_has():
     words = ["task=gym", "task.id=X-v0", "++task.kwargs.name=press"]
-    plan = replace(make_plan(read("arms=[base,base-s2]"), []), common=tuple(words))
+    plan = make_plan(read("arms=[base,base-s2]"), [])._replace(common=tuple(words))
     axis = Axis(label="", key="++task.kwargs.name", values=("press", "open"), record=True)
     default, worlds = worlds_of(plan, "world", axis)
     assert default == "press" and [world.trains for world in worlds] == [False, True]
@@ -151,4 +150,4 @@ def test_stages_encode_once_per_frozen_encoder_with_its_scales():
     assert len(evaluations) == 8
     assert all({"evaluate.episodes=16", "evaluate.videos=2"} <= {*job.overrides} for job in evaluations)
     assert policies["tuned", 3].needs == ()  # a training with tuned blocks encodes by itself
-    assert training(plan, replace(plan.main, recording=job))["tuned", 3].needs == (job,)  # any job
+    assert training(plan, plan.main._replace(recording=job))["tuned", 3].needs == (job,)  # any job

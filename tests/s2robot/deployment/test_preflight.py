@@ -2,7 +2,6 @@
 
 import itertools
 import types
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +60,7 @@ def test_each_mismatch_stops(change, about):
      ({"fovy": None}, WARNING), ({"width": 128, "height": 128}, WARNING)],
 )  # fmt: skip
 def test_camera_mismatches_stop_or_warn(change, level):
-    found = check(cameras=CAMERAS | {"hand": replace(CAMERAS["hand"], **change)})
+    found = check(cameras=CAMERAS | {"hand": CAMERAS["hand"]._replace(**change)})
     assert bad(found) == [(level, "camera hand")]
 
 
