@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -55,7 +55,13 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         self.process = context.Process(
             target=_supervise, args=(make_driver, child_end, limit_s), daemon=True, name="supervisor"
         )
-        self.process.start()
+        # the process inherits blocked signals: a Ctrl-C before it ignores them would end it with a traceback
+        resource_tracker.ensure_running()  # its start would unblock them
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _IGNORED])
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         child_end.close()  # so that the pipe closes when this process ends
         # at exit, multiprocessing sends SIGTERM, which is ignored, and waits: closing the pipe ends the process
         atexit.register(self._pipe.close)
