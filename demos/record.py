@@ -7,6 +7,7 @@ can be queried, ``expert`` holds its next actions without pushes, and ``imitate`
 """
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -180,6 +181,10 @@ def create_or_resume(path: Path, attributes: dict, episodes: int, expert: int) -
     except UserError as error:
         raise mismatch(path, "a new path; nothing was overwritten", f"an existing one ({error})") from None
     expected, stored = checked_attributes(path, attributes), store.attrs
+    if not len(store) and expected != stored:  # from a recording that failed at its first episodes
+        EpisodeStore.open(path, "a").close()  # another writer may be at work
+        shutil.rmtree(path)
+        return EpisodeStore.create(path, attributes)
     steps = store.shape("expert")[0] if "expert" in store.keys else 0
     if len(store):
         stored |= {"expert": steps, "seeds": "seed" in store.meta_keys, "episodes": len(store)}

@@ -119,6 +119,9 @@ def test_recording_resumes_only_in_its_own_store(tmp_path, monkeypatch):
     ):
         refuses(f"demos.zarr: {text}", record, path, world, picker, episodes, seed, **more)
     assert EpisodeStore.open(path).fingerprint == before
+    EpisodeStore.create(tmp_path / "empty.zarr", ATTRIBUTES).close()
+    record(tmp_path / "empty.zarr", *args, 4, 500).close()  # a failed recording does not block its path
+    assert EpisodeStore.open(tmp_path / "empty.zarr").fingerprint == before
     (tmp_path / "file.zarr").write_text("mine")
     refuses("file.zarr: expected a new path", record, tmp_path / "file.zarr", *args, 4, 500)
     record(path, *args, 6, 500).close()  # a recording can be extended
