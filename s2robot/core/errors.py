@@ -59,6 +59,7 @@ def one_of(key: str, value: Any, known: Collection[Any], hint: str = "") -> None
     """Raise UserError, with the closest choice, unless the value is known. Long lists of choices are not printed."""
     if value not in known:
         names, several = [str(name) for name in known], len(known) != 1
-        choices = f"{'one of ' * several}{', '.join(names)}{hint}" if len(names) < 30 else "a known name"
+        listed = ", ".join(repr(name) if " " in name else name for name in names)
+        choices = f"{'one of ' * several}{listed}{hint}" if len(names) < 30 else "a known name"
         near = did_you_mean(str(value), names) if several else ""
         raise UserError(f"{key}: expected {choices}, got {value!r}{near}")

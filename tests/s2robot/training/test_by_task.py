@@ -55,7 +55,7 @@ def test_observation_selects_the_task_and_unknown_tasks_are_rejected(task_data, 
     obs = {"images": {name: np.zeros((8, 8, 3), np.uint8) for name in CAMERAS}, "proprio": np.zeros(8)}
     for changes, words in (
         ({"task": TASKS[1], "proprio": np.zeros(2)}, "proprio: expected 8 numbers"),  # selects no task
-        ({}, "task: expected one of push it left, push it right, got None"),
+        ({}, "task: expected one of 'push it left', 'push it right', got None"),
         ({"task": "push it rihgt"}, "task: .* got 'push it rihgt', did you mean 'push it right'"),
     ):
         refuses(words, actor.act, obs | changes)
