@@ -256,13 +256,13 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 8735),  # 7000
+    "arm": (("envs.real", "deployment"), 8745),  # 7000
     "envs": (("envs",), 3615),  # 3700
     "demos": (("demos", "inspection"), 5252),  # 4000
     "policies": (("policies",), 3084),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3437),  # 3600
     "training": (("training", "pretraining"), 1982),  # 1800
-    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4432),  # 4000
+    "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4422),  # 4000
     "probing": (("probing",), 1505),  # 1600
     "serving": (("serving",), 932),  # 600
     "core": (("",), 3190),  # 2700: core, config, the command line and the pipeline

@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = typed.one_line(verb, overrides, error)
         if message is None:
             raise
-        return _fail(f"s2robot {verb}", message)
+        _fail(f"s2robot {verb}", message)
+        return getattr(error, "status", 2)
     return 0
 
 

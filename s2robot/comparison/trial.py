@@ -46,8 +46,8 @@ class TrialSettings(Settings, file="trial"):
 def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Path]], Sequence[Any]]) -> int:
     """Run or resume a trial in ``out`` and return the exit code of `s2robot stats`.
 
-    connect: maps the folders of a and b to their runners. `attempt(pair)` stores an outcome in the runner's `journal`, or
-    returns False for a void attempt; `finish(pairs)` is called after the last pair.
+    connect: maps the folders of a and b to their runners. `attempt(pair)` stores an outcome in the runner's `journal`, unless
+    the attempt is void; `finish(pairs)` is called after the last pair.
     """
     about = {"a": settings.a, "b": settings.b, "seed": settings.seed, "stages": settings.stages}
     known, order, key = out / "trial.settings.json", out / "order.json", secrets.token_hex(16)
@@ -66,9 +66,11 @@ def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Pa
             for turn, index in enumerate((first, 1 - first), start=1):
                 while done not in policies[index].journal.records:
                     print(f"\npair {done + 1} of at most {settings.pairs}, attempt {turn} of 2", flush=True)
-                    if not policies[index].attempt(done):
-                        with (out / "voids.jsonl").open("a", encoding="utf-8") as lines:
-                            lines.write(json.dumps({"pair": done, "folder": folders[index].name}) + "\n")
+                    with (out / "attempts.jsonl").open(
+                        "a", encoding="utf-8"
+                    ) as lines:  # also of one that is killed
+                        lines.write(json.dumps({"pair": done, "folder": folders[index].name}) + "\n")
+                    policies[index].attempt(done)
             done += 1
             a, b = _arms(settings, policies, done)
             pair = compare_arms(a, b, judging, LEVEL)
@@ -96,10 +98,10 @@ def _arms(settings: TrialSettings, policies: Sequence[Any], pairs: int) -> list[
 
 def _unblind(arms: list[Arm], judging: StatsSettings, folders: list[Path], policies: Sequence[Any]) -> int:
     out, rows = folders[0].parent, list[tuple[Any, ...]]()
-    voids = read_text(path) if (path := out / "voids.jsonl").exists() else ""
+    attempts = read_text(out / "attempts.jsonl")
     print("\nThe trial has ended.")
     for arm, policy, folder in zip(arms, policies, folders, strict=True):
-        pairs, void = arm.outcomes.size, voids.count(json.dumps(folder.name))
+        pairs, void = arm.outcomes.size, attempts.count(json.dumps(folder.name)) - arm.outcomes.size
         policy.finish(pairs)
         print(f"folder {folder.name}: {arm.label}, {pairs} attempts and {void} void")
         records = (policy.journal.records[pair] for pair in range(pairs))

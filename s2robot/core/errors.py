@@ -11,6 +11,7 @@ class UserError(ValueError):
     """Invalid input. The message is one line with the file or key, the expected and the actual value."""
 
     user_error = True
+    status = 2  # exit code of the verb
 
 
 def require(*modules: str, extra: str) -> None:

@@ -21,18 +21,17 @@ class _ByHand(NamedTuple):
     operator: TrialOperator
     journal: Journal
 
-    def attempt(self, pair: int) -> bool:
+    def attempt(self, pair: int) -> None:
         print(f"{self.places[pair]}\nRun {self.name}.", flush=True)
         try:
             success = self.operator.success()
         except Void:
-            return False
+            return
         stages = self.operator.stages
         reached = (stages[-1] if success else self.operator.stage()) if stages else ""
         record = {"episode": pair, "seed": self.seed + pair, "success": success, "stage": reached}
         unknown = {"steps": 0, "time_to_success_s": None, "video": None, "place": self.places[pair]}
         self.journal.append(record | unknown, np.zeros((0, 1), np.float32))
-        return True
 
     def finish(self, pairs: int) -> None:
         """Do nothing: everything is on disk."""

@@ -51,6 +51,8 @@ def deploy(cfg: DictConfig) -> int:
         if not settings.confirm and not bridge.emulated:
             raise UserError("confirm: expected true on a real arm: its operator must confirm, got false")
         check_operator(bridge, required=settings.confirm)
+        if (out / "summary.json").exists():
+            raise UserError(f"hydra.run.dir: expected a folder without episodes, got {out}")
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
         rig.check(out / "camera_check.png", settings.live)
@@ -182,7 +184,6 @@ class LiveSession:
         log, actor, watchdog = self.log, self.rig.policy.actor, self.session.runtime.loop.watchdog
         self.board.judged += 1
         self.board.successes += success
-        log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
         counts = log.summary()
         self.records.append({
             "episode": i, "seed": seed, "success": success, "cause": outcome.cause, "fault": outcome.fault,
@@ -191,10 +192,13 @@ class LiveSession:
             **(log.timing(outcome.result) if outcome.result is not None else {}), **sampled(actor),
         })  # fmt: skip
         watchdog.history.clear()
-        ended = f"{'success' if success else 'no success'}, {len(log.actions)} decisions, {outcome.cause}"
-        print(f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {ended}", flush=True)
-        for recorder in self.recorder:  # last: the disk may be full
-            recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
+        try:
+            for recorder in self.recorder:  # before anything that may fail or be interrupted
+                recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
+        finally:  # the dataset's disk may be full
+            ended = f"{'success' if success else 'no success'}, {len(log.actions)} decisions, {outcome.cause}"
+            print(f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {ended}", flush=True)
+            log.write(self.out / "episodes" / f"episode_{i:04d}", f"episode {i}, {outcome.cause}")
 
     def _open_store(self, path: str) -> EpisodeStore:
         """Open the store to which every episode is appended. Raises DatasetError, UserError: another dataset."""

@@ -104,13 +104,13 @@ class WatchingOperator:
         self.begin()
 
     def begin(self) -> None:
-        self.acting = False
+        self.acting = self._homing = False  # `_homing`: on the way to the start, where keys stop the arm
         self.t_end: float | None = None
         self._verdict = ""  # the key that judged the episode
 
     def rest(self) -> None:
         """Use the terminal for questions: the arm is at rest."""
-        self._stop.moving = self.acting = False
+        self._stop.moving = self.acting = self._homing = False
         if self._keys is not None:
             self._keys.close()
         self._keys = None
@@ -123,7 +123,7 @@ class WatchingOperator:
         self._stop.moving = brakes
 
     def on_key(self, key: str) -> None:
-        if self._take_key is not None:
+        if self._take_key is not None and not self._homing:
             if self.acting:
                 self._take_key(key)
         elif key in " q":
@@ -136,10 +136,17 @@ class WatchingOperator:
         return getattr(self._operator, name)
 
     def free(self, fault: tuple[str, ...]) -> bool:
-        return self._before_motion(lambda: self._operator.free(fault or (self.trouble,) * bool(self.trouble)))
+        self.rest()
+        self._homing = self._operator.free(fault or (self.trouble,) * bool(self.trouble))
+        if self._homing:
+            self.watch()
+        return self._homing
 
     def place(self, placing: Placing) -> bool:
-        return self._before_motion(lambda: self._operator.place(placing))
+        self.rest()
+        if (allowed := self._operator.place(placing)) and self._take_key is None:
+            self.watch()
+        return allowed
 
     def ended(self) -> bool:
         over = bool(self._verdict) or self._operator.ended()
@@ -155,9 +162,3 @@ class WatchingOperator:
         if self._verdict == "v":
             raise Void
         return self._verdict == "y"
-
-    def _before_motion(self, ask: Callable[[], bool]) -> bool:
-        self.rest()
-        if (allowed := ask()) and self._take_key is None:
-            self.watch()
-        return allowed

@@ -97,11 +97,16 @@ class ArmSession(Subscriber):
             with self.runtime.watched(stopping, self.arm.bridge.supervisor_s):
                 try:
                     yield
+                except UserError as error:
+                    error.status = 1  # the input may be right: the arm was connected, and may have moved
+                    raise
                 finally:
                     self.operator.rest()
         finally:
             if not self.runtime.confirmed:  # said last, whatever else has failed
-                raise EnvError(UNCONFIRMED)
+                unconfirmed = EnvError(UNCONFIRMED)
+                unconfirmed.status = 1
+                raise unconfirmed
 
     def begin(self) -> None:
         self.began = 0.0

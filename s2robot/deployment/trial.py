@@ -26,8 +26,8 @@ class BlindEvaluation(ArmEvaluation):
     other: "BlindEvaluation"
     seed_key = "seed"
 
-    def attempt(self, pair: int) -> bool:
-        """Try a pair's position; return False if the attempt is void. Raises as `ArmEvaluation.run` does."""
+    def attempt(self, pair: int) -> None:
+        """Try a pair's position, and store the outcome unless the attempt is void. Raises as `ArmEvaluation.run` does."""
         runtime, other = self.session.runtime, self.other.session.runtime
         if other.fault:  # the operator must clear it before the arm moves for either policy
             runtime.loop.watchdog.fault(time.monotonic(), "; ".join(other.fault))
@@ -38,12 +38,10 @@ class BlindEvaluation(ArmEvaluation):
                 self._episode(pair)
         except Void:
             print("void: the attempt will be repeated", flush=True)
-            return False
         finally:
             if self.session.began:  # the operator has agreed
                 other.clear()
             self.other.session.operator.trouble = self.session.operator.trouble
-        return True
 
     def _report(self, record: dict[str, Any]) -> None:
         """Print the outcome without counts, which would reveal the policy."""

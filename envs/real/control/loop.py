@@ -158,6 +158,7 @@ class ControlLoop:
         def watch() -> State:
             if self.stop_requested:
                 raise EnvError("loop: stopped before the policy's first action; nothing has moved")
+            self.notify("on_beat")  # the arm is enabled, so a suspension must stop it
             return self._watch(worker)
 
         self.sensors.clear()
@@ -165,6 +166,7 @@ class ControlLoop:
         worker.submit(self.clock.now(), self.sensors.observe(config.image_size))
         end, answer = self.clock.now() + config.warm_up_s, None
         while answer is None and not self.stop_requested and (left := end - self.clock.now()) > 0:
+            self.notify("on_beat")
             answer = worker.take(min(left, 0.1))
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"

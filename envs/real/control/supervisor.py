@@ -55,20 +55,24 @@ class Supervisor(AbstractContextManager["Supervisor"]):
         self.process = context.Process(
             target=_supervise, args=(make_driver, child_end, limit_s), daemon=True, name="supervisor"
         )
+        # at exit, multiprocessing sends SIGTERM, which is ignored, and waits: closing the pipe ends the process
+        atexit.register(self._pipe.close)
+        message = b"no answer"
         # the process inherits blocked signals: a Ctrl-C before it ignores them would end it with a traceback
         resource_tracker.ensure_running()  # its start would unblock them
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _IGNORED])
         try:
             self.process.start()
-        finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        child_end.close()  # so that the pipe closes when this process ends
-        # at exit, multiprocessing sends SIGTERM, which is ignored, and waits: closing the pipe ends the process
-        atexit.register(self._pipe.close)
-        message = b"no answer"
-        with suppress(EOFError):
-            if self._pipe.poll(START_S):
-                message = self._pipe.recv_bytes()
+            child_end.close()  # so that the pipe closes when this process ends
+            with suppress(EOFError):
+                if self._pipe.poll(START_S):
+                    message = self._pipe.recv_bytes()
+        except BaseException:  # Ctrl-C: nothing is armed yet, and the process may hang while it connects
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            if self.process.is_alive():
+                self.process.kill()
+            raise
         if message != _READY:
             self.close()
             raise EnvError(f"supervisor: expected a connection to the arm, got {message.decode()}")
@@ -194,10 +198,12 @@ def _supervise(make_driver: Callable[[], ArmDriver | EndsLoop], pipe: Connection
     try:
         driver.connect(START_S)
     except EnvError as error:
-        pipe.send_bytes(str(error).encode())
+        with suppress(OSError):  # the loop may be gone
+            pipe.send_bytes(str(error).encode())
         return
     try:
-        pipe.send_bytes(_READY)
+        with suppress(OSError):
+            pipe.send_bytes(_READY)
         reason = _watch(pipe, limit_s, driver)
         if reason:
             with suppress(OSError):  # the loop may be gone

@@ -138,7 +138,7 @@ class TerminalOperator(Operator):
 
     def wait_to_start(self, episode: int, episodes: int) -> bool:
         text = f"{PLACE} The arm will then move slowly to its start pose. Enter: continue, q: quit. "
-        return self._ask(f"episode {episode + 1} of {episodes}. {text}") not in ("q", "Q", None)
+        return self._ask(f"episode {episode + 1} of {episodes}. {text}") == ""
 
     def free(self, fault: tuple[str, ...]) -> bool:
         question = "Inspect the arm and its surroundings. Is the fault cleared?"

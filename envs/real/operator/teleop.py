@@ -28,8 +28,8 @@ from s2robot.envs.real.control.watchdog import State, Watchdog
 from s2robot.envs.real.runtime import ArmRuntime
 
 HELP = "w s: forward, back   a d: left, right   r f: up, down   q e: rotate"
-CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard"
-HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard"
+CONTROLS_HELP = "space: gripper   Enter: end   x: end and discard   Ctrl-C: stop"
+HANDOVER_HELP = "space: take over, give back   g: gripper   Enter: end   x: end and discard   Ctrl-C: stop"
 _AHEAD = (0.04, 0.3)  # m and rad that the target may be ahead of the arm; any excess is dropped
 _EDGE = 0.005  # m, distance kept from where the safety filter would stop the gripper
 _HOLD_S = 0.15  # s of motion per key press: a held key repeats sooner, after the terminal's initial delay

@@ -252,11 +252,9 @@ def test_terminal_operator_accepts_only_yes():
     operator = TerminalOperator(lambda question: (prompts.append(question), answers.pop(0))[1])
     assert operator.place(Placing(3, (0.051, -0.032), np.pi / 2 + 0.5, HOME))
     assert all(words in prompts[-1] for words in ("x +5.1 cm", "y -3.2 cm", "29 deg"))
-    answers[:] = ["n"]
-    assert not operator.free(("arm error 31",)) and "arm error 31" in prompts[-1]
-    answers[:] = ["y", ""]
-    assert not operator.free(("arm error 31",))
-    answers[:] = ["Yes"]
+    for answers[:] in (["n"], ["y", ""]):
+        assert not operator.free(("arm error 31",)) and "arm error 31" in prompts[1]
+    answers[:] = ["", "no", None, "Yes", "", "maybe", "y", "", "n"]  # outcomes are asked until answered
+    assert [operator.wait_to_start(0, 1) for _ in range(3)] == [True, False, False]
     assert operator.success() and not operator.ended()
-    answers[:] = ["", "maybe", "y", "", "n"]  # repeated until answered: a no discards the demonstration
     assert operator.keep() and not operator.keep() and not answers

@@ -24,6 +24,7 @@ from s2robot.envs.real.control.supervisor import Supervisor
 from s2robot.envs.real.control.watchdog import State
 from tests import forks
 from tests.envs.real.patience import PATIENCE
+from tests.errors import refuses
 
 pytest.importorskip("xarm")
 
@@ -116,17 +117,15 @@ def test_nothing_moves_without_the_operators_confirmation(config, emulator, monk
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stdin", terminal)
     monkeypatch.setattr("builtins.input", lambda: "yes")
-    with pytest.raises(UserError, match="^confirmation: expected 'move', got 'yes'"):
-        deploy.deploy(config("live=true", "confirm=true"))
+    refuses("^confirmation: expected 'move', got 'yes'", deploy.deploy, config("live=true", "confirm=true"))
     # `echo move | s2robot deploy --live` is not a confirmation, emulated or not
     for box in ((), ("bridge.emulator.port=null", "robot.ip=127.0.0.1")):
         monkeypatch.setattr("sys.stdin", io.StringIO("move\nmove\n"))
-        with pytest.raises(UserError, match="standard input: expected a terminal"):
-            deploy.deploy(config("live=true", "confirm=true", *box))
+        refuses("input: expected a terminal", deploy.deploy, config("live=true", "confirm=true", *box))
     assert emulator.commands(begin) == []
 
 
-def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys):
+def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys, monkeypatch):
     begin, path = time.monotonic(), tmp_path / "real.zarr"
     overrides = ("live=true", "episodes=2", f"record='{path}'", "bridge.loop.max_steps=3")
     assert deploy.deploy(config(*overrides)) == 0
@@ -135,18 +134,19 @@ def test_live_episodes_are_recorded_as_demos(config, emulator, tmp_path, capsys)
     assert emulator("status")["state"] >= 4  # stopped at the end
     store = EpisodeStore.open(path)
     assert len(store) == 2 and store.num_steps == 6 and store.attrs["kind"] == "images"
-    assert store["images_left"].shape == (6, 64, 64, 3) and store.attrs["rate_hz"] == 10
-    assert store.attrs["speed"] == 0.2
+    assert store["images_left"].shape == (6, 64, 64, 3) and store["images_hand"].std() > 5  # real, not blank
+    assert (store.attrs["rate_hz"], store.attrs["speed"]) == (10, 0.2)
     assert store.meta("seed").tolist() == [10000, 10001] and not store.meta("success").any()
-    assert store["images_hand"].std() > 5  # real images, not blank ones
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["episodes"] == 2 and summary["records"][0]["cause"] == "steps"
     assert summary["records"][0]["period_deviation_ms"]["p50"] >= 0
     assert (tmp_path / "episodes" / "episode_0001.png").exists()
     assert "0 of 2 episodes succeeded" in capsys.readouterr().out
-    # the same command appends to the same dataset
-    assert deploy.deploy(config("live=true", f"record='{path}'", "bridge.loop.max_steps=2")) == 0
-    assert len(EpisodeStore.open(path)) == 3
+    overrides = ("live=true", f"record='{path}'", "bridge.loop.max_steps=2")
+    refuses("hydra.run.dir: expected a folder without episodes", deploy.deploy, config(*overrides))
+    monkeypatch.setattr(deploy.EpisodeLog, "write", Mock(side_effect=DiskError("full")))
+    assert deploy.deploy(config(*overrides, f"run_dir='{tmp_path / 'again'}'")) == 1
+    assert len(EpisodeStore.open(path)) == 3  # appended to the same dataset before the plot was written
 
 
 def test_arm_fault_ends_the_session_and_keeps_the_episode(config, emulator, at_step, tmp_path, capsys):
@@ -193,14 +193,14 @@ def test_interrupted_episode_is_stored_as_stopped(config, emulator, at_step, tmp
     assert CAUSES[stored] == "stopped" and max(np.abs(emulator("status")["velocities"])) < 0.01
 
 
-def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, capsys):
+def test_stop_without_acknowledgement_is_a_fault(config, emulator, monkeypatch, tmp_path, capsys):
     stop, lost = XArmDriver.stop, "end of the episode"
     monkeypatch.setattr(XArmDriver, "stop", lambda self, why: stop(self, why) and why != lost)
     monkeypatch.setattr(Supervisor, "stop", lambda self: False)
     assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
     assert "FAULT: The arm has NOT confirmed a stop" in capsys.readouterr().out
     lost = "end of the session"  # of every verb that moves an arm
-    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1")) == 1
+    assert deploy.deploy(config("live=true", "bridge.loop.max_steps=1", f"run_dir='{tmp_path / 'b'}'")) == 1
     told = capsys.readouterr().out
     assert "FAULT: The arm has NOT confirmed a stop" in told and "The arm is stopped" not in told
 

@@ -151,18 +151,20 @@ def test_wrong_command_lines_are_one_error_line(tmp_path, capsys, words, text):
 
 def test_operator_prompts_and_the_keys_that_judge_an_episode():
     """test_bench.py covers keys and prompts at a terminal."""
-    prompts, answers, stop = [], ["", "x", "2", "y", "y"], Stop()
+    prompts, answers, stop = [], ["", "x", "2", "y", "y", "y"], Stop()
     person = TerminalOperator(lambda question: (prompts.append(question), answers.pop(0))[1])
     operator = WatchingOperator(person, stop, read_keys=lambda on_key: nullcontext())
     assert operator.stage() == "lift" and len(prompts) == 3  # repeated until answered
     operator.trouble = "move: found arm error 31"  # from the previous attempt
-    assert operator.free(()) and operator.trouble in prompts[3] and stop.moving and not answers
+    assert operator.free(()) and operator.trouble in prompts[3] and stop.moving and len(answers) == 1
     operator.on_key("y")  # ignored on the way to the start
     assert not operator.ended()
     operator.acting = True  # the loop has started
     operator.on_key("n")
     assert operator.ended() and operator.t_end is not None
     assert not operator.success() and not stop.moving
+    teleop = WatchingOperator(person, stop, read_keys=lambda on_key: nullcontext(), take_key=answers.append)
+    assert teleop.free(()) and (teleop.on_key(" ") or stop.requested()) and not answers
 
 
 def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
@@ -183,7 +185,7 @@ def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
         found = evaluation(stack, cfg, operator=Person(ask), read_keys=lambda on_key: nullcontext())
         press = Calls(step=lambda step: len(found.log.actions) == 3 and found.session.operator.on_key("y"))
         found.session.runtime.loop.subscribers.append(press)
-        refuses("operator: expected consent", found.run)
+        assert refuses("operator: expected consent", found.run).status == 1
     (r,) = records(tmp_path)
     assert r["success"] and 3 <= r["steps"] <= 5 and r["time_to_success_s"] > 0.4 and r["closest_m"] is None
     assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()

@@ -74,6 +74,9 @@ def person(*plays):
 
     @contextmanager
     def keys(on_key):
+        if on_key.__self__._homing:  # on the way to the start, where keys stop the arm
+            return (yield)
+
         def run():
             try:
                 (remaining.pop(0) if len(remaining) > 1 else remaining[0])(on_key)

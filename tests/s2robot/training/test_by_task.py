@@ -91,7 +91,7 @@ def test_similar_task_vectors_produce_the_demonstrated_action(task_data, tmp_pat
         turn = unpack(session.answer(pack(seen | {"prompt": text})))["actions"][0, 0]
         assert turn * (1 if "right" in text else -1) > 0, text
     text = session.answer(pack(seen | {"prompt": "lift it"}))
-    assert "push it right, shove it left" in text and "got 'lift it'" in text and "\n" not in text
+    assert "'push it right', 'shove it left'" in text and "got 'lift it'" in text and "\n" not in text
     for vectors, message in (
         ({TASKS[0]: [3.0, 0, 0, 1]}, "'push it left': expected the vector used in training"),
         ({"lift it": [1.0, 2]}, r"expected vectors \(4,\) as in training, got \(2,\)"),

@@ -311,11 +311,11 @@ def test_late_policy_holds_and_hung_policy_is_a_fault_blocking_new_episodes(arm,
     arm.lawful()
     loop.watchdog.clear(clock.now())
     arm.arm(), arm.stops.clear()
-    sent = len(arm.sent)
+    sent, beats = len(arm.sent), []
+    loop.subscribers.append(Calls(beat=lambda: beats.append(1)))
     fails("no answer within 0.3 s; nothing has moved", loop.run, max_steps=1)
-    assert len(arm.sent) == sent
-    released.append(True)
-    arm.arm(), arm.stops.clear()
+    assert len(arm.sent) == sent and len(beats) > 2
+    released.append(True), arm.arm(), arm.stops.clear()
     clock.sleep(0.1)
     assert loop.run(max_steps=1).cause == "steps"
     assert max(calls) == 1  # never more than one at a time

@@ -146,10 +146,10 @@ from types import SimpleNamespace
 from s2robot.envs.real.control.supervisor import EndsLoop, Supervisor
 gone = partial(SimpleNamespace, connected=False)
 deaf = partial(SimpleNamespace, connect=float, stop=len, status=gone, close=int)
-press = lambda: [time.sleep(0.02) or os.killpg(0, signal.SIGINT) for _ in range(200)]
 if __name__ == "__main__":
     if sys.argv[1] == "starts":
         signal.signal(signal.SIGINT, lambda *_: None)
+        press = lambda: [time.sleep(0.02) or os.killpg(0, signal.SIGINT) for _ in range(200)]
         threading.Thread(target=press, daemon=True).start()
     with Supervisor(deaf if sys.argv[1] == "dies" else EndsLoop, limit_s=0.3) as s:
         s.beat()
@@ -161,8 +161,7 @@ if __name__ == "__main__":
             s.rest()
             s.stop()
             time.sleep(60)
-        s.rest()
-        time.sleep(0.7)
+        s.rest(), time.sleep(0.7)
 """
 
 

@@ -14,6 +14,7 @@ from s2robot.envs.real.runtime import ArmRuntime
 from tests.envs.real.home import HOME
 from tests.envs.real.patience import CALM, PATIENCE, wait_for
 from tests.envs.real.virtual import LIVE, NOISE, Calls, FakeArm, Film, VirtualClock, Watch, driven
+from tests.errors import fails
 
 pytest.importorskip("xarm")
 
@@ -115,8 +116,7 @@ def test_supervisor_gets_heartbeats_while_the_arm_is_led_by_hand(led):
     assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and watch.heard[-1] == "rest"
     led.clock.at(0.5, lambda: setattr(watch, "gone", True))
     controls.reset()
-    with pytest.raises(EnvError, match="got a closed connection"):
-        taught(led, controls, lambda step: None, supervisor=watch)
+    fails("got a closed connection", taught, led, controls, lambda step: None, supervisor=watch)
     assert led.stopped and watch.heard[-1] == "rest"
 
 
@@ -138,8 +138,7 @@ def test_later_actions_catch_up_with_a_fast_hand(led):
 def test_arm_error_or_silent_camera_aborts_teaching(led):
     reason = taught(led, Controls(), lambda step: setattr(led, "error", 31))
     assert "arm error 31" in reason and led.stopped
-    with pytest.raises(EnvError, match="error 31 pending"):
-        taught(led, Controls(), lambda step: None)
+    fails("error 31 pending", taught, led, Controls(), lambda step: None)
     led.error = 0
     film = Film(led.clock, NOISE, 30)
     limits = CALM.replace(camera_hold=0.4)
