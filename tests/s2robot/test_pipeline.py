@@ -160,7 +160,7 @@ def test_folder_of_another_run_is_refused_before_encoding(finished, here, record
     words += [f"features.cache={tmp_path / 'cache'}", *TRAINING, *EVALUATION]
     for word, text in (
         ("train.lr=0.5", "training_state.pt: train.lr: expected 0.001 as in the saved state"),
-        ("s2=single", "training_state.pt: encoder.settings.scales: expected [1, 2] in the state"),
+        ("s2=single", "training_state.pt: encoder.settings.scales: expected [1, 2] as in the saved state"),
         ("recording.episodes=2", "record: expected true with recording.episodes=2, got false"),
     ):
         assert text in refused(here, "run", *words, word)

@@ -21,7 +21,7 @@ from tests.s2robot.test_pipeline import refused
 
 TEXTS = ["go up", "go down"]
 VECTORS = {"go up": [0.0, 1.0, 5.0], "go down": [4.0, 1.0, 5.0]}
-UNKNOWN = "evaluate.instruction: expected one of go up, go down, got 'rise'"
+UNKNOWN = "evaluate.instruction: expected one of 'go up', 'go down', got 'rise'"
 
 
 class Sides(Slider):

@@ -438,8 +438,8 @@ def answering(*messages, read: bool = True):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"\x93\x00", "not a message"), (b"\x92\x01\x02", "got list"), (pack({"actions": ACTIONS}), "answer to request 1"),
-        (answer(number=True), "answer to request 1"), (answer([0.0] * 8), "got none"), (answer(ACTIONS[0]), r"\(8,\)"),
+        (b"\x93\x00", "not a message"), (b"\x92\x01\x02", "got list"), (pack({"actions": ACTIONS}), "expected answer 1, got a diff"),
+        (answer(number=True), "expected answer 1, got a diff"), (answer([0.0] * 8), "got none"), (answer(ACTIONS[0]), r"\(8,\)"),
         (answer(ACTIONS[:0]), r"\(0, 8\)"), (answer(np.zeros((3, 7), "f4")), r"\(3, 7\)"), (answer(np.zeros((3, 8))), "float64"),
         (answer(np.full((3, 8), -np.inf, "f4")), "NaN or infinity"), (b"x" * 5_000_000, "not a message of a policy server"),
     ],

@@ -130,7 +130,7 @@ def test_the_state_of_another_run_is_rejected(data, tmp_path):
         ({}, {"chunk": 5}, {}, "policy.chunk: expected 4"),
     ):
         other = make_spec(**spec), CONTRACT | contract
-        refuses(rf"training_state.pt: {key}.* another run", fit, data, tmp_path, *other, **change)
+        refuses(rf"training_state.pt: {key}.* saved state", fit, data, tmp_path, *other, **change)
     assert path.read_bytes() == state
     fit(data, tmp_path, *other, resume=False, validation=0.0)
     assert not (tmp_path / "checkpoint_best").exists()  # from the previous run
@@ -210,7 +210,7 @@ def test_training_starts_from_given_weights_and_normalisation(data, tmp_path):
         torch.testing.assert_close(value, before.state_dict()[name], rtol=0, atol=1e-6)
     assert torch.equal(before.normaliser.target.scale, after.normaliser.target.scale)
     assert after.spec.execute == 1
-    with pytest.raises(UserError, match="another run.*train.from"):  # a state belongs to its initial weights
+    with pytest.raises(UserError, match="saved state.*train.from"):  # a state belongs to its initial weights
         fit(data, tmp_path, spec, **how)
     swapped = {"cameras": ["left", "hand"]}
     for changes, contract, words in (
