@@ -228,8 +228,8 @@ def train_policy(task: Task, store: EpisodeStore, encoder: S2Encoder, features: 
 
         rest = task.split(store), progress, rollout, tail, vectors
         checkpoint = train(task.train, spec, store, features, contract, out, *rest)
-    for folder in out.glob("checkpoint*/") if is_first() else ():
-        policy, own, about = load_networks(folder, torch.device("cpu"))
+    for file in out.glob("checkpoint*/policy.json") if is_first() else ():
+        policy, own, about = load_networks(folder := file.parent, torch.device("cpu"))
         states = store.episode(0)["proprio"]
         write_trace(folder, policy, own, about, image_size_of(about, own), states[[0, len(states) // 2]])
     return checkpoint

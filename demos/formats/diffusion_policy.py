@@ -164,12 +164,14 @@ class ReplayBuffer(Source):
         """Choose the arrays that make action, proprio and cameras."""
         path, arrays, choice = self.path, self._arrays, self.choice
         images = [k for k, a in arrays.items() if a.ndim == 4 and a.shape[3] == 3]
-        flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind == "f"]
+        flat = [k for k, a in arrays.items() if a.ndim == 2 and a.dtype.kind in "fiu"]
         stems = sorted({p.stem for p in path.glob("videos/*/*.mp4")}, key=lambda s: (len(s), s))
         videos = {f"{stem}.mp4": f"camera_{stem}" if stem.isdigit() else stem for stem in stems}
         names = {k: k.removesuffix("_image") for k in images} | videos
         # UMI also stores the poses at the start and the end of each demo
-        robot = [k for k in flat if k.startswith("robot") and "_demo_" not in k]
+        robot = [
+            k for k in flat if k.startswith("robot") and "_demo_" not in k and arrays[k].dtype.kind == "f"
+        ]
         usual = robot or [k for k in (STATE, "state") if k in flat]
         cameras = self.choose(names, action=(flat, ["action"]), proprio=(flat, usual or [STATE]))
         used = {key for keys in self.keys.values() for key in keys}.union(images, ["timestamp"])

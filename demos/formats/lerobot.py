@@ -27,6 +27,7 @@ OBJECT_BYTES = 200  # of a Python object in a dict
 NEAR = 0.4  # tolerance of a frame's time, as a fraction of a step
 MARKER = "meta/s2robot.json"  # the sidecar and the values of each episode
 AUTOMATIC = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
+LABELS = {"expert", "imitate", "perturbed"}  # arrays that decide what a training imitates
 ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
 ACTIONS = (ACTION, "actions")
 STATES = (STATE, "state", "observations.state")
@@ -168,17 +169,18 @@ class LeRobot(Source):
         action, state = _usual(flat, ACTIONS, "action."), _usual(flat, STATES, "observation.")
         self._cameras = self.choose(cameras, action=(flat, action), proprio=(flat, state))
         used = {key for keys in self.keys.values() for key in keys}
-        if self.choice.action:  # these are labels of all columns, in their order
-            used |= {"expert", "imitate"}
+        ours = "expert" in others or (self.path / MARKER).is_file()  # else these names mean something else
+        if ours and self.choice.action:  # these are labels of all columns, in their order
+            used |= LABELS - {"perturbed"}
         parts = [self._parts(array) for array in ("action", "proprio")]
         sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
-        images = {f"images_{name}" for name in sizes}
+        taken = {f"images_{name}" for name in sizes} | (set() if ours else LABELS)
         for key in (key for key in info.features if key in {*flat, *others} - used):
             name = plain_name = _array_name(key)
-            while name in images | self.keys.keys():
+            while name in taken | self.keys.keys():
                 name = f"recorded_{name}"
             if name != plain_name:
-                self.notes.append(f"{key} is stored as {name}, because {plain_name} exists already")
+                self.notes.append(f"{key} is stored as {name}, because {plain_name} is taken")
             self.keys[name] = [key]
         self.describe(f"LeRobot {info.codebase_version}", info.robot_type, info.fps, sizes, *parts)
 

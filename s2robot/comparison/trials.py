@@ -186,16 +186,21 @@ def _read_csv(path: Path) -> list[_Row]:
     if names.count("success") != 1:
         got = ", ".join(names) or "none"
         raise UserError(f"{path}: expected a header with one column 'success', got {got}")
+    compared, stressed = (
+        {"axis", "layout"} <= {*names},
+        {"disturbance", "value"} <= {*names},
+    )  # else your own columns
     found = []
     for row in rows:
         success = _TRUTH.get((row["success"] or "").strip().lower())
         if success is None:
             where = f"{path} line {rows.line_num}: success"
             raise UserError(f"{where}: expected 0, 1, true or false, got {row['success']!r}")
-        if not row.get("axis") and row.get("disturbance") != "":  # only the main part of each kind of file
+        # only the main part of each kind of file
+        if not (compared and row["axis"]) and not (stressed and row["disturbance"] == ""):
             position = row.get("position") or row.get("seed") or None
             arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
-            seed = (row["disturbance"], row["value"]) if "disturbance" in row else seed
+            seed = (row["disturbance"], row["value"]) if stressed else seed
             found.append(_Row(arm, seed, position, success, stage))
     return found
 

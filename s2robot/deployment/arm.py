@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -76,7 +77,7 @@ class ConnectedArm:
         self.scene: Scene | None = None
         if (address := bench.ip or bench.port) and not bench.bridge.emulated:
             remedy = f"the one that uses the arm at {address} must end first"
-            stack.enter_context(locked(cache_dir("arms") / quote(address, safe=""), remedy))
+            stack.enter_context(locked(cache_dir("arms") / quote(place_of(bench), safe=""), remedy))
         if port := bench.bridge.emulator["port"]:
             self.scene = importlib.import_module(STAND_IN).StandIn(port)
             stack.callback(self.scene.close)
@@ -108,6 +109,14 @@ class ConnectedArm:
         cameras_of_other = self._start(cameras, stack=stack, image_size=image_size, started=self.readers)
         other.readers, other.cameras, other.failed = cameras_of_other
         return other
+
+
+def place_of(arm: ArmDescription) -> str:
+    """Return where the arm is, however its address was typed: an IP address or a device."""
+    try:
+        return socket.gethostbyname(arm.ip) if arm.ip else os.path.realpath(str(arm.port))
+    except OSError:
+        return str(arm.ip)
 
 
 def _give_up() -> None:

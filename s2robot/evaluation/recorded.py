@@ -92,7 +92,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
 def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: Path) -> list[int]:
     """Return the requested episodes (None: all unseen ones). UserError if the policy was trained on one, or none are left."""
     unseen = [i for i in range(len(store)) if i not in set(trained)]
-    chosen = unseen if episodes is None else numbers(episodes, len(store), "demos.episodes")
+    ranges = f":{episodes}" if isinstance(episodes, int) else episodes  # 40: the first 40, as for other verbs
+    chosen = unseen if ranges is None else numbers(ranges, len(store), "demos.episodes")
     seen = sorted(set(chosen) - set(unseen))
     if seen or not chosen:
         listed = ", ".join(map(str, unseen[:10])) + (", ..." if len(unseen) > 10 else "")

@@ -176,7 +176,9 @@ def _units(table: Table, ends: np.ndarray, limits: Thresholds) -> Iterator[Findi
 
 def _dead(state: Table, ends: np.ndarray) -> Iterator[Finding]:
     """Yield numbers that are exactly constant in an episode, but move in nearly all others."""
-    still = np.array([(own == own[:1]).all(0) for own in episodes_of(state.values, ends)])  # (E, C)
+    still = np.array(
+        [(own == own[:1]).all(0) & (len(own) > 1) for own in episodes_of(state.values, ends)]
+    )  # (E, C)
     for i, column in np.argwhere(still & (still.mean(0) <= 0.1)).tolist():
         yield Finding("dead", f"proprio {state.names[column]}: one value for the whole episode", i)
 

@@ -138,7 +138,8 @@ def identity_of(settings: TrainSettings, policy: ChunkPolicy, contract: Mapping[
     return {
         "encoder": contract["encoder"],  # first, since the policy's sizes depend on it
         "policy": policy.spec.to_dict(),
-        "dataset": contract["dataset"],
+        # a dataset may be moved or imported again
+        "dataset": {k: v for k, v in contract["dataset"].items() if k not in ("name", "mix")},
         **({"policy.task_vectors": short_hash(vectors)} if vectors else {}),
         **{f"train.{name}": getattr(settings, name) for name in _DECIDING},
         "train.from": policy_sha256(Path(settings.from_)) if settings.from_ else None,

@@ -196,7 +196,7 @@ def training(recorded, tiny_encoder, tmp_path):
     return [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", cache, *TRAINING]
 
 
-def test_only_the_demos_of_the_training_are_encoded(here, training, tmp_path):
+def test_only_the_demos_of_the_training_are_encoded(here, recorded, training, tmp_path):
     words = [*training, "features.augment=0", "env.cameras=[hand]"]
 
     def trained(name, *more):
@@ -209,6 +209,10 @@ def test_only_the_demos_of_the_training_are_encoded(here, training, tmp_path):
     assert done == [0, 2]
     here("encode", *words[:3], "features.workers=1", words[-1])
     assert trained("again", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # more features change nothing
+    (tmp_path / "two/checkpoint_notes").mkdir()  # the user's
+    shutil.copytree(recorded, tmp_path / "moved.zarr")
+    words[0] = f"demos.path={tmp_path / 'moved.zarr'}"
+    assert trained("two", "demos.episodes=[0,2]") == ([0, 1, 2], policy)  # resumed
 
 
 def test_policy_is_evaluated_during_training(here, tiny_encoder, tmp_path):

@@ -17,7 +17,7 @@ from tests.demos.formats.made import converted, edited, refused, written, zipped
 
 RNG = np.random.default_rng(0)
 DATA = {
-    "action": RNG.normal(size=(7, 2)).astype("f4"),
+    "action": RNG.integers(-9, 9, (7, 2), np.int16),
     "agent_pos": RNG.normal(size=(7, 3)).astype("f4"),
     "front_image": RNG.integers(0, 256, (7, 6, 8, 3), np.uint8),
     "img": RNG.integers(0, 256, (7, 5, 5, 3)).astype("f4"),  # as in PushT

@@ -140,7 +140,7 @@ def test_a_choice_of_keys_and_episodes(copy):
 
 def test_colliding_feature_names_never_replace_each_other(tmp_path, copy):
     """The chosen action is not the feature of that name; other names collide with each other or with the store's."""
-    columns = {"proprio": 1, "images_top": 2, "x?": 3, "x*": 4}
+    columns = {"proprio": 1, "images_top": 2, "x?": 3, "x*": 4, "perturbed": 5, "expert": 6}
     plain = {"dtype": "float32", "shape": [1], "names": None}
     info(features=made.features() | dict.fromkeys(columns, plain))(copy)
     for file in copy.glob("data/*/*.parquet"):
@@ -157,8 +157,8 @@ def test_colliding_feature_names_never_replace_each_other(tmp_path, copy):
         np.testing.assert_array_equal(episode["proprio"], expected["state"])
         np.testing.assert_array_equal(episode["recorded_action"], expected["action"])
         assert episode["images_top"].shape == (made.LENGTHS[i], made.H, made.W, 3)
-    names = ("recorded_proprio", "recorded_images_top", "xx_x", "recorded_xx_x")
-    assert [store[name][0] for name in names] == [1, 2, 3, 4] and len(source.notes) == 4
+    names = *(f"recorded_{name}" for name in ("proprio", "images_top", "xx_x", "perturbed", "expert")), "xx_x"
+    assert [store[name][0] for name in names] == [1, 2, 4, 5, 6, 3] and len(source.notes) == 6
 
 
 def test_full_disk_error_names_the_output(tmp_path, copy, monkeypatch):

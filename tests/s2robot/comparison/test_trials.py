@@ -95,16 +95,18 @@ def test_every_file_format_can_be_read(tmp_path):
     (tmp_path / "many.json").write_text(json.dumps({"per_task": tasks, "overall": {"pc_success": 50.0}}))
     (many,) = read_arms(f"mine:{tmp_path / 'many.json'}")
     assert many.label == "mine" and many.positions is None and many.outcomes.sum() == 2
-    lines = ["", "Arm, training_seed, Axis, position, Success"]
+    lines = ["", "Arm, training_seed, Axis, Layout, position, Success"]
     lines += [
-        f"{arm},{seed},,{at},{float(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)
+        f"{arm},{seed},,,{at},{float(arm == 'x')}" for arm in "xy" for seed in (1, 0) for at in (3, 1, 2)
     ]
-    lines += ["x,0,lighting,1,0"]
+    lines += ["x,0,lighting,,1,0"]
     (tmp_path / "episodes.csv").write_text("\n".join(lines), encoding="utf-8-sig")  # as Excel saves it
     x, y = read_arms(str(tmp_path))
     assert (x.label, y.label) == ("x", "y") and x.positions == y.positions == ("1", "2", "3")
     assert x.outcomes.all() and x.outcomes.shape == (2, 3) and not y.outcomes.any()
     assert [arm.label for arm in read_arms(f"all:{tmp_path}")] == ["all x", "all y"]
+    (tmp_path / "own.csv").write_text("success,axis,disturbance\n1,left,none\n0,,\n")
+    assert read_arms(str(tmp_path / "own.csv"))[0].outcomes.sum(1) == [1]
     refuses("power: expected > 0.05, got 0.02", StatsSettings, trials=("a",), power=0.02)
 
 

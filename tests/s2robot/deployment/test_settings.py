@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from s2robot.core.errors import UserError
-from s2robot.deployment.arm import WARNING, Camera, start_cameras
+from s2robot.deployment.arm import WARNING, Camera, place_of, start_cameras
 from s2robot.deployment.policy import make_policy
 from s2robot.deployment.preflight import check_pace
 from s2robot.deployment.settings import Bridge, CameraSettings, read_bench, read_bridge, read_policy
@@ -81,6 +81,12 @@ def test_each_camera_kind_and_the_reasons_for_missing_frames(realsense, pictures
     assert [f.check for f in failed] == [f"camera {name}" for name in ("right", "wrist", "top", "front")]
     texts = ("images_right", "wrist.device: ", "top.kind: ", "'front'")
     assert all(text in finding.text and finding.stops for finding, text in zip(failed, texts, strict=True))
+
+
+def test_the_lock_of_an_arm_does_not_depend_on_how_its_address_was_typed():
+    typed = ("localhost", "127.0.0.1", "no such host")
+    arms = [read_bench(composed("deploy", "run_dir=none", f"robot.ip='{ip}'")) for ip in typed]
+    assert [place_of(arm) for arm in arms] == ["127.0.0.1", "127.0.0.1", "no such host"]
 
 
 def test_policy_pace_above_the_speed_limit_is_a_warning():

@@ -83,7 +83,7 @@ def test_mix_of_datasets_is_validated_by_share_and_split(home, tiny_encoder, cap
     assert dataset["selection"] == {"train": [0, 1], "validation": [2]}
     assert evaluated(checkpoint, home / "mixed_out", "evaluate.plots=0")["episodes"] == [2]
     assert Page(home / "mixed_out/report.html").tags.count("svg") == 1
-    line = refused(capsys, f"checkpoint={checkpoint}", "demos.episodes=[0]")
+    line = refused(capsys, f"checkpoint={checkpoint}", "demos.episodes=1")
     assert "demos.episodes: expected some of the 1 episodes of" in line and line.endswith("(2), got 0")
     words = ["demos.episodes=[0:2,7]", f"demos.path={home / 'koch2'}", encoder]
     assert cli.main(["train", *words, *TRAINING]) == 2

@@ -119,6 +119,7 @@ def test_half_of_the_episodes_in_mm():
 def test_sensor_that_is_dead_in_one_episode():
     data = Data(4)
     data.state[7, :, 2] = data.state[7, 0, 2]
+    data.lengths[5] = 1
     (one,) = [f for f in data.findings() if f.kind == "dead"]
     assert (one.episode, one.text) == (7, "proprio joint 2: one value for the whole episode")
 
