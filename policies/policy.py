@@ -107,7 +107,8 @@ class ChunkPolicy(nn.Module):
         return self._start(last.float(), first, state.float()).double().numpy()
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and scalars to log (0-dim tensors without gradient): loss, errors by part, and the head's own.
+        """Return the loss, and scalars to log (0-dim tensors without gradient): loss, errors by part, and the head's own. The
+        errors are those of the plan that acts; in training, those of the head's estimate, which may start from the target.
 
         Steps with action_pad True are ignored; see the module for `target_counts`.
         """
@@ -136,7 +137,11 @@ class ChunkPolicy(nn.Module):
         target = self.normaliser.target(self._to_target(actions, start))  # shape of actions, with W
         loss, estimate, scalars = self.network("loss", *context, target, weight)
         with torch.no_grad():
-            real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width), start)
+            if self.training or every:
+                real = self._to_actions(estimate.reshape(*actions.shape[:-1], spec.action.width), start)
+            else:
+                each = [torch.Generator().manual_seed(i) for i in range(len(actions))]
+                real = self.combine(self.plan_members(pooled, batch["proprio"], past, pad, each))
             errors = spec.action.errors(real, actions).items()
             sums = {name: (error * weight).sum() for name, error in errors}
         return loss, scalars | {"loss": loss.detach()} | sums
@@ -216,7 +221,7 @@ class ChunkPolicy(nn.Module):
         """Return the spread of members (M, B, K, A) after the executed steps of a plan: the largest standard deviation
         of any number, such as a joint in rad, see `Parts.reached`.  # (B,)
         """
-        reached = self.spec.action.reached(plans[:, :, : self.spec.execute])  # (M, B, numbers)
+        reached = self.spec.action.reached(plans[:, :, : self.spec.planned])  # (M, B, numbers)
         if len(plans) == 1 or not reached.shape[-1]:
             return plans.new_zeros(plans.shape[1])
         return reached.std(0, correction=0).amax(-1)

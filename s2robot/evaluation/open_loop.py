@@ -137,7 +137,7 @@ def measure(
     if not counts:
         raise mismatch(store.path, "an episode with a step to imitate after its first", "none")
     errors = {method: {name: np.stack(x) for name, x in found.items()} for method, found in totals.items()}
-    return Measured(measured, spec.execute, errors, np.stack(counts))
+    return Measured(measured, spec.planned, errors, np.stack(counts))
 
 
 def _errors(policy: ChunkPolicy, predicted: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:

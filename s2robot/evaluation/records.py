@@ -157,11 +157,13 @@ def score_interval(p: Any, episodes: Any, quantile: Any) -> tuple[Any, Any]:
 
 def mean_interval(means: np.ndarray, trials: int) -> tuple[float, float]:
     """Return the 95 % interval, for new positions, of the mean of positions' success rates (N,): Wilson's for as many independent
-    episodes as have the variance of that mean, N to ``trials``, with Student's quantile."""
+    episodes as have the variance of that mean, N to ``trials``, with Student's quantile. Two positions whose trials all agree are
+    added to the variance, since a few failures say little about how positions differ."""
     from scipy import stats  # slow to import
 
     count, share = len(means), means.mean()
-    effective = np.clip(share * (1 - share) / max(means.var(ddof=1) / count, 1e-12), count, trials)
+    variance = (count * means.var(ddof=1) + 2 * share * (1 - share)) / (count + 2)
+    effective = np.clip(count * share * (1 - share) / max(variance, 1e-12), count, trials)
     low, high = score_interval(share, effective, stats.t.ppf(0.975, count - 1))
     return float(low), float(high)
 

@@ -37,6 +37,10 @@ def make_head(settings: dict, context: int, chunk: int, size: int, net=None):
     return head
 
 
+def seeded(seed: int):
+    return torch.Generator().manual_seed(seed)
+
+
 def small(kind: str, **keys) -> dict:
     return {"kind": kind, **SMALL.get(kind, {}), **keys}
 
@@ -44,7 +48,7 @@ def small(kind: str, **keys) -> dict:
 def noise_of(head, count: int, seed: int = 0):
     if not head.noise_shape:
         return None
-    return torch.randn(count, *head.noise_shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, *head.noise_shape, generator=seeded(seed))
 
 
 DRAW = {"draw": True}
@@ -284,6 +288,10 @@ def test_ensemble_members_match_separate_networks(kind, body):
         torch.testing.assert_close(combined, plans.mean(0))
     assert (policy.disagreement(plans) > 0).all()
     assert policy.disagreement(plans[:1]).tolist() == [0, 0, 0]
+    policy.eval()
+    plans = policy.plan_members(each[0].pool(batch["features"]), *state, generators=[*map(seeded, range(3))])
+    expected = policy.spec.action.errors(policy.combine(plans), batch["actions"].float())["joint_error"]
+    torch.testing.assert_close(policy.loss(batch)[1]["joint_error"], expected.mean())
     with torch.autocast("cpu", torch.bfloat16):
         assert plan_of(policy, batch).dtype == torch.float32
         loss, scalars = policy.train().loss(batch)
