@@ -154,8 +154,11 @@ def summarise(policy: ChunkPolicy, measured: Measured) -> dict[str, Any]:
     judged = [part for part in parts if part["measure"] == "error"] or parts
     worse = {m: [part["part"] for part in judged if not part["better_than"][m]] for m in METHODS[1:]}
     failed = [f"NOT better than {WORDS[m]} in {', '.join(names)}" for m, names in worse.items() if names]
+    ratios = [part[key]["high"] for part in judged for key in part if key.startswith("of_")]
+    sure = all(high is not None and high < 1 for high in ratios)
+    better = f"better than both baselines{'' if sure else ', which may be chance'}"
     return {
-        "verdict": f"{'; '.join(map(_words, parts))}: {' and '.join(failed) or 'better than both baselines'}",
+        "verdict": f"{'; '.join(map(_words, parts))}: {' and '.join(failed) or better}",
         "better": not failed,
         "parts": parts,
         "overall": _figures(measured, OVERALL) if OVERALL in errors else None,
