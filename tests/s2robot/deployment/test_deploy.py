@@ -102,7 +102,6 @@ def test_preflight_stops_with_one_line_per_finding(config, save_untrained, emula
         (["+bridge.watchdog.camera_holt=1"], "bridge.watchdog.camera_holt: unknown key, expected camera_hold"),
         (["bridge.limits.box=[[0,1],[0,1],[0]]"], "bridge.limits.box"),
         (["bridge.home.speed=inf"], "bridge.home.speed: expected a finite number, got inf"),
-        (["robot=panda"], "bridge.emulator.port: expected null with robot=panda"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_error_line(config, monkeypatch, overrides, text):
