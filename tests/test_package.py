@@ -74,16 +74,6 @@ def python(wheel, tmp_path_factory) -> Path:
     return python
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """A user's project whose packages have the same names as our top-level folders."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in (*TOPS, "tests"):
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(f"MINE = '{name}'\n")
-    return folder
-
-
 def isolated(**extra: str) -> dict[str, str]:
     """Return this process's environment without the paths into the clone."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")} | extra
@@ -105,7 +95,10 @@ def test_wheel_contains_every_data_file_and_only_the_s2robot_package(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"s2robot"}
 
 
-def test_library_and_verbs_work_beside_user_packages(python, project, recorded, tiny_encoder, tmp_path):
+def test_library_and_verbs_work_beside_user_packages(python, recorded, tiny_encoder, tmp_path):
+    for name in (*TOPS, "tests"):  # a user's packages have the same names as our top-level folders
+        (project := tmp_path / "project").joinpath(name).mkdir(parents=True)
+        (project / name / "__init__.py").write_text(f"MINE = '{name}'\n")
     (project / "own.py").write_text(PROGRAM)
     env = isolated(S2ROBOT_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
     words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", "env.cameras=[hand]"]

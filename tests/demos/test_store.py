@@ -19,6 +19,7 @@ from s2robot.core.errors import UserError
 from s2robot.demos import arrays as stored_arrays
 from s2robot.demos import store as episode_store
 from s2robot.demos.store import EpisodeStore
+from tests.errors import refuses
 
 ATTRIBUTES = {
     "robot": "xarm7", "joint_names": [f"joint{i}" for i in range(1, 8)], "rate_hz": 10, "cameras": ["hand", "left"],
@@ -56,9 +57,7 @@ def assert_holds(store: EpisodeStore, count: int) -> None:
 
 
 def error(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    return str(caught.value)
+    return str(refuses(".", call, *args, **kwargs))
 
 
 def test_round_trip(tmp_path):

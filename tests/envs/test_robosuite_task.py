@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.robosuite_task import RobosuiteTask
 from s2robot.envs.tasks import make
+from tests.errors import refuses
 
 SETTINGS = RobosuiteSettings(env="Stack", image_size=24, max_steps=3)
 
@@ -120,5 +120,4 @@ def test_grasps_are_detected_for_every_gripper(robot):
     ],
 )
 def test_unsupported_robosuite_settings_are_one_error_line(changes, words):
-    with pytest.raises(UserError, match=words):
-        RobosuiteTask(RobosuiteSettings(**changes))
+    refuses(words, RobosuiteTask, RobosuiteSettings(**changes))

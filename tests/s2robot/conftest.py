@@ -154,20 +154,3 @@ def arm_config(emulator, calm, pictures, tmp_path, monkeypatch):
         return composed(verb, *box, f"demos.path='{pictures}'", *calm, *overrides)
 
     return make
-
-
-@pytest.fixture
-def served(slow_policy, tmp_path, monkeypatch):
-    """Run `s2robot serve` in another process; yield the process and its URL."""
-    monkeypatch.setenv("S2ROBOT_TOKEN", "a-token-for-these-tests")
-    server = forks.Popen(
-        [sys.executable, "-m", "s2robot", "serve", f"checkpoint='{slow_policy}'", "serve.port=0", "serve.threads=1"],
-        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert server.stdout is not None
-        yield server, server.stdout.readline().split()[-1]
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()

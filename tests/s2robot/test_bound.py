@@ -9,7 +9,6 @@ import zarr
 from gymnasium.spaces import Box, Dict
 
 from s2robot.config import DemosSettings
-from s2robot.core.errors import UserError
 from s2robot.demos.binding import bind
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
@@ -17,6 +16,7 @@ from s2robot.envs.gym_task import GymSettings
 from s2robot.envs.tasks import make
 from tests.demos.formats.made import converted
 from tests.demos.formats.made import refused as not_converted
+from tests.errors import refuses
 from tests.s2robot.pictures import POLICY
 from tests.s2robot.test_pipeline import refused
 
@@ -158,9 +158,8 @@ def store(buffer):
 )  # fmt: skip
 def test_error_names_every_difference(store, about, world, text):
     wrong = {"proprio_parts": [{"name": "b", "size": 2, "kind": "absolute"}]}
-    with pytest.raises(UserError, match=r"^data in gym:Slider-v0: [^\n]*proprio: expected hand") as caught:
-        bind(store.attrs | about | wrong, world, "data")
-    assert text in str(caught.value)
+    words = r"^data in gym:Slider-v0: [^\n]*proprio: expected hand"
+    assert text in str(refuses(words, bind, store.attrs | about | wrong, world, "data"))
 
 
 def test_cameras_match_by_name_by_suffix_or_as_the_only_one():
@@ -183,8 +182,7 @@ def test_actions_beyond_the_limits_of_the_world_are_rejected_or_clipped(store, b
     assert opened.fingerprint == store.fingerprint and opened.attrs["action_parts"][0]["low"] == [0, 0]
     assert demos.open().attrs == store.attrs
     zarr.open_array(str(store.path / "data/action"), mode="r+")[7, 1] = 1.5
-    with pytest.raises(UserError, match="action 2: expected 0 to 1 .*got 3.3 % .*, the farthest 1.5"):
-        demos.open(WORLD)
+    refuses("action 2: expected 0 to 1 .*got 3.3 % .*, the farthest 1.5", demos.open, WORLD)
     for clipped in (demos.replace(clip=True), DemosSettings(mix=(demos,), clip=True)):
         assert clipped.open(WORLD)["action"][7, 1] == 1 and clipped.imported_space(WORLD)["rate_hz"] == 20
     assert demos.open(WORLD.replace(bounded=False))["action"][7, 1] == 1.5

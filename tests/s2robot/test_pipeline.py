@@ -190,14 +190,9 @@ def test_inspect_replays_demos_and_writes_a_page(here, recorded, tmp_path):
     assert files == ["0000.js", "0000.mp4", "0001.js", "0001.mp4"]
 
 
-@pytest.fixture
-def training(recorded, tiny_encoder, tmp_path):
-    cache = f"features.cache={tmp_path / 'cache'}"
-    return [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}", cache, *TRAINING]
-
-
-def test_only_the_demos_of_the_training_are_encoded(here, recorded, training, tmp_path):
-    words = [*training, "features.augment=0", "env.cameras=[hand]"]
+def test_only_the_demos_of_the_training_are_encoded(here, recorded, tiny_encoder, tmp_path):
+    words = [f"demos.path={recorded}", f"encoder.checkpoint={tiny_encoder}"]
+    words += [f"features.cache={tmp_path / 'cache'}", *TRAINING, "features.augment=0", "env.cameras=[hand]"]
 
     def trained(name, *more):
         here("train", *words, *more, f"hydra.run.dir={tmp_path / name}")

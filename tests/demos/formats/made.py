@@ -11,14 +11,13 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import zarr
 
-from s2robot.core.errors import UserError
 from s2robot.demos.formats.convert import convert
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.formats.source import Choice
 from s2robot.demos.store import EpisodeStore
+from tests.errors import refuses
 
 FPS, LENGTHS, H, W = 10, (5, 7), 16, 24
 TASKS = ("put the cup down", "lift\u2028the cup")
@@ -41,9 +40,7 @@ def converted(path: Path, choice: Choice | None = None, name: str = "back.zarr")
 def refused(path: Path, *words: str, choice: Choice | None = None) -> str:
     """Return the error, with all `words`, of a conversion that leaves nothing behind."""
     before = sorted(path.parent.iterdir())
-    with pytest.raises(UserError) as caught:
-        convert(path, path.with_name("refused.zarr"), choice)
-    text = str(caught.value)
+    text = str(refuses(".", convert, path, path.with_name("refused.zarr"), choice))
     assert all(word in text for word in words), text
     assert sorted(path.parent.iterdir()) == before
     return text

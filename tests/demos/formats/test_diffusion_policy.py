@@ -106,24 +106,19 @@ def film(path, count, fps=30):
     made.video(path, np.tile(greys[:, None, None, None], (1, 16, 32, 3)), fps, gop=250)
 
 
-@pytest.fixture
-def robot(tmp_path, folder):
+def test_videos_of_a_robot_become_cameras(tmp_path, folder):
     """Episodes of 4 and 3 steps at 12.5 Hz, two cameras at 30 Hz, timestamps of a system clock."""
-    (path := tmp_path / "robot").mkdir()
-    folder.rename(path / "replay_buffer.zarr")
+    (robot := tmp_path / "robot").mkdir()
+    folder.rename(buffer := robot / "replay_buffer.zarr")
     stamps = np.array([0, 0.08, 0.16, 0.24, 9, 9.08, 9.16])
-    data_of(path / "replay_buffer.zarr")["timestamp"][:] = 1.7e9 + stamps
+    data_of(buffer)["timestamp"][:] = 1.7e9 + stamps
     for key in ("front_image", "img"):
-        shutil.rmtree(path / f"replay_buffer.zarr/data/{key}")
-    (data := path / "replay_buffer.zarr/data").rename(tmp_path / "elsewhere")
+        shutil.rmtree(buffer / f"data/{key}")
+    (data := buffer / "data").rename(tmp_path / "elsewhere")
     data.symlink_to(tmp_path / "elsewhere")  # on another disk
     for episode, count in enumerate((12, 9)):
         for camera in (0, 10):
-            film(path / f"videos/{episode}/{camera}.mp4", count)
-    return path
-
-
-def test_videos_of_a_robot_become_cameras(robot):
+            film(robot / f"videos/{episode}/{camera}.mp4", count)
     store = converted(robot)
     assert store.cameras == ("camera_0", "camera_10") and store.attrs["rate_hz"] == 12.5
     assert store.attrs["camera_geometry"]["camera_0"]["size"] == [16, 32]

@@ -22,6 +22,7 @@ from s2robot.envs.robosuite_config import RobosuiteSettings
 from s2robot.envs.tasks import make
 from tests.demos.formats import made
 from tests.demos.formats.made import ARGS, OSC, changed, converted, refused, written
+from tests.errors import refuses
 
 BASE = {"body_parts": {"right": OSC | {"input_ref_frame": "base"}}}
 
@@ -150,15 +151,10 @@ def test_poses_and_images_of_other_programs(file):
     assert store["images_agentview"][0, :, 0, 0].tolist() == [2] * 5 + [99]
 
 
-@pytest.fixture
-def store(tmp_path):
-    """An episode store with joint limits."""
+def test_store_exported_as_a_file_round_trips(tmp_path):
     joints, gripper = made.PARTS["action_parts"]
     parts = [{**joints, "low": [-4] * 2, "high": [6] * 2}, gripper]
-    return made.store(tmp_path / "own.zarr", action_parts=parts)
-
-
-def test_store_exported_as_a_file_round_trips(tmp_path, store):
+    store = made.store(tmp_path / "own.zarr", action_parts=parts)
     path = written(store, tmp_path / "out.hdf5", valid=0.5)
     with h5py.File(path) as file:
         data, masks = file["data"], {k: file["mask"][k][:].tolist() for k in file["mask"]}
@@ -358,5 +354,4 @@ def test_unsupported_file_is_one_error_line(recording):
 
 def test_missing_robosuite_names_the_install_command(recording, monkeypatch):
     monkeypatch.setattr("s2robot.core.errors.find_spec", {"h5py": True}.get)
-    with pytest.raises(UserError, match=r"^robosuite is not installed: pip install 's2robot\[sim\]'$"):
-        read(recording[0], CHOICE)
+    refuses(r"^robosuite is not installed: pip install 's2robot\[sim\]'$", read, recording[0], CHOICE)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from s2robot.backbones import mvp
 from s2robot.backbones.mvp import PUBLISHED
 from s2robot.backbones.vit import ViTSpec
-from s2robot.core.errors import UserError
 from s2robot.encoders.encoder import S2Encoder
+from tests.errors import refuses
 from tests.s2robot.pictures import noise
 
 # small stand-ins for models that would be slow at full size
@@ -95,9 +95,7 @@ def test_every_model_matches_an_independent_forward_pass(monkeypatch, tmp_path, 
 
 
 def rejected(words: str, path: Path | None = None, **how) -> str:
-    with pytest.raises(UserError, match=words) as error:
-        mvp.load(NAME, path, **how)
-    return str(error.value)
+    return str(refuses(words, mvp.load, NAME, path, **how))
 
 
 def test_invalid_files_are_rejected(monkeypatch, tmp_path):

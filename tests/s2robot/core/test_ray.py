@@ -21,6 +21,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.provenance import versions
 from s2robot.core.ray import Ray
 from s2robot.core.workers import Process, engine_in_use, running_on, worker_pool
+from tests.errors import refuses
 from tests.s2robot.core.test_workers import Made
 
 pytest.importorskip("ray")
@@ -69,8 +70,7 @@ def test_full_store_is_one_error_line(ray_engine):
     large_result, large_input = (np.zeros, size, np.uint8), (np.size, np.zeros(size, np.uint8))
     with worker_pool(1, anywhere=True) as pool:
         for task in (large_result, large_input):
-            with pytest.raises(UserError, match="^engine.store_mb: "):
-                pool.submit(*task).result()
+            refuses("^engine.store_mb: ", pool.submit(*task).result)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "nonsense", "http://localhost:80"])
@@ -78,8 +78,7 @@ def test_wrong_address_is_one_error_line_at_once(address):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]  # no server listens
-    with pytest.raises(UserError, match="^engine.address: expected "):
-        on_ray._check_answers(address.format(port))
+    refuses("^engine.address: expected ", on_ray._check_answers, address.format(port))
 
 
 def test_config_selects_the_engine(tmp_path, monkeypatch, capsys):

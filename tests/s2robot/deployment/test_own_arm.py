@@ -27,6 +27,7 @@ from s2robot.envs.real.arms.description import ArmDescription
 from tests.configs import composed
 from tests.envs.real.home import HOME, OWN, described
 from tests.envs.real.test_own_driver import box  # noqa: F401
+from tests.errors import fails, refuses
 
 
 @pytest.fixture
@@ -94,8 +95,7 @@ def test_connection_that_never_returns_ends_in_one_line(config, monkeypatch, cap
     monkeypatch.setattr("line_arm.LineArm.connect", hang)
     monkeypatch.setattr("s2robot.deployment.arm.START_S", 0.0)
     monkeypatch.setattr("os._exit", lambda code: (codes.append(code), ended.set()))
-    with pytest.raises(EnvError, match="too late"):
-        deploy.deploy(wanted)
+    fails("too late", deploy.deploy, wanted)
     assert codes == [2] and "robot.driver: expected connect() to return" in capsys.readouterr().err
 
 
@@ -122,8 +122,7 @@ def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):
     ],
 )  # fmt: skip
 def test_mismatch_with_the_arm_is_one_error_line(config, overrides, text):
-    with pytest.raises(UserError, match=re.escape(text)):
-        deploy.deploy(config(described("ur5e"), *overrides))
+    refuses(re.escape(text), deploy.deploy, config(described("ur5e"), *overrides))
 
 
 def test_configured_home_replaces_the_simulated_start():

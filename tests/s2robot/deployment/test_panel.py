@@ -43,19 +43,15 @@ def run_loop(board, clock, seconds, state=State.RUNNING, verdict=Verdict.PASS, *
         board.on_period(clock.now, state, Safe(np.zeros(7), None, verdict, reasons))
 
 
-def text_of(board):
-    console = Console(record=True, width=100, file=open(os.devnull, "w"))
-    console.print(board.panel())
-    return console.export_text()
-
-
 def test_the_panel_shows_state_and_verdicts_with_their_age(clock):
     board, reason = board_of(), "table: [left] finger tip"
     assert board.rows()["loop"] == "paused"
     run_loop(board, clock, 0.5, State.HOLD, Verdict.CLAMP, reason)
     rows = board.rows()
     assert (rows["state"], rows["verdict"], rows["frames"]) == ("hold", f"CLAMP: {reason}", "hand 31 ms")
-    assert reason in text_of(board)
+    console = Console(record=True, width=100, file=open(os.devnull, "w"))
+    console.print(board.panel())
+    assert reason in console.export_text()
     run_loop(board, clock, 1.2)
     assert board.rows()["verdict"] == f"PASS (1.2 s ago CLAMP: {reason})"
     run_loop(board, clock, 2.0)

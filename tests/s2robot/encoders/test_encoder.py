@@ -48,9 +48,7 @@ def build(file, scales=(1, 2), resolution="native", **more) -> S2Encoder:
 
 
 def build_rejected(words: str, **cfg) -> str:
-    with pytest.raises(UserError, match=words) as error:
-        build_encoder({"name": "mvp-tiny"} | cfg)
-    return str(error.value)
+    return str(refuses(words, build_encoder, {"name": "mvp-tiny"} | cfg))
 
 
 SHIPPED = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from s2robot.core.errors import UserError
 from s2robot.envs.cube_config import STAGES
 from s2robot.evaluation.records import headline, summarise, wilson
 from s2robot.evaluation.report import training_panels, write_report
 from s2robot.evaluation.video import write_video
+from tests.errors import refuses
 from tests.s2robot.evaluation.made import record, save_records
 from tests.s2robot.html_page import Page
 
@@ -120,6 +120,5 @@ def test_broken_folders_are_rejected_and_the_old_report_remains(tmp_path, name, 
     make_run(tmp_path, 4, 1)
     (tmp_path / "report.html").write_text("before")
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message):
-        write_report(tmp_path)
+    refuses(message, write_report, tmp_path)
     assert (tmp_path / "report.html").read_text() == "before"

@@ -44,18 +44,13 @@ while not select.select([sys.stdin], [], [], 0)[0]:
 """
 
 
-@pytest.fixture(scope="module")
-def checkpoint(save_untrained, tmp_path_factory):
-    return save_untrained(tmp_path_factory.mktemp("checkpoint") / "chunks")
-
-
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_clients_are_served_during_a_flood_of_connections(checkpoint, certificate, tmp_path, encrypted):
+def test_clients_are_served_during_a_flood_of_connections(slow_policy, certificate, tmp_path, encrypted):
     """A connected client gets its answers, and a new one is admitted, during the flood and after it."""
     files = [f"serve.{name}={file}" for name, file in keys(certificate).items()] if encrypted else []
     more = {"ca_file": certificate} if encrypted else {}
     seen = observations(1)[0]
-    with command(checkpoint, tmp_path, "serve.open_s=2", *files) as (server, url, token):
+    with command(slow_policy, tmp_path, "serve.open_s=2", *files) as (server, url, token):
         hard_limit = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (5 * ALL + 160, hard_limit))
         with RemotePolicy(url, token, PATIENT, PATIENT, **more) as client:
@@ -137,13 +132,13 @@ def keys(certificate):
     return {"certificate": str(certificate), "key": str(certificate.with_name("key.pem"))}
 
 
-def test_actions_are_the_same_with_tls(checkpoint, certificate, tmp_path):
+def test_actions_are_the_same_with_tls(slow_policy, certificate, tmp_path):
     both = tmp_path / "both.pem"
     both.write_text(certificate.read_text() + certificate.with_name("key.pem").read_text())
     seen = observations(3)
-    with serving(checkpoint) as (_, url, _), connect(url) as plain:
+    with serving(slow_policy) as (_, url, _), connect(url) as plain:
         expected = [plain.plan(one) for one in seen]
-    with serving(checkpoint, certificate=str(both)) as (_, url, _):
+    with serving(slow_policy, certificate=str(both)) as (_, url, _):
         with connect(f"wss{url[2:]}", ca_file=certificate) as client:
             np.testing.assert_array_equal([client.plan(one) for one in seen], expected)
             big = {"hand": np.zeros((1000, 1000, 3), np.uint8), "left": np.zeros((64, 64, 3), np.uint8)}
@@ -155,11 +150,11 @@ def test_actions_are_the_same_with_tls(checkpoint, certificate, tmp_path):
             assert one.recv(100) and one.version() == "TLSv1.3" and not one.session.has_ticket
 
 
-def test_incomplete_requests_end_their_thread(checkpoint, certificate):
+def test_incomplete_requests_end_their_thread(slow_policy, certificate):
     """Incomplete TLS handshakes, TLS records and requests."""
     trust = ssl.create_default_context(cafile=certificate)
     for encrypted in (keys(certificate), {}):
-        with serving(checkpoint, open_s=0.5, **encrypted) as (_, url, _):
+        with serving(slow_policy, open_s=0.5, **encrypted) as (_, url, _):
             before = threading.active_count()
             for start in (b"\x16\x03\x01\x02", b"\x17\x03\x03\x40\x00ab", b"GET / HTTP/1.1\r\n"):
                 with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), PATIENT) as made:
@@ -172,20 +167,20 @@ def test_incomplete_requests_end_their_thread(checkpoint, certificate):
             wait_for(lambda limit=before: threading.active_count() <= limit)
 
 
-def test_untrusted_peers_are_rejected(checkpoint, certificate, tmp_path):
+def test_untrusted_peers_are_rejected(slow_policy, certificate, tmp_path):
     other = made_certificate(tmp_path, "DNS:somebody.example")
-    with serving(checkpoint, **keys(certificate)) as (server, url, errors):
+    with serving(slow_policy, **keys(certificate)) as (server, url, errors):
         for ca_file in (None, other):
             with pytest.raises(PolicyLost, match="certificate"):
                 RemotePolicy(f"wss{url[2:]}", TOKEN, ca_file=ca_file)
         with pytest.raises(RemoteError):  # a client that does not encrypt
             RemotePolicy(url, TOKEN, connect_s=2)
         assert server.session.calls == 0 and not errors
-    with serving(checkpoint) as (_, url, _), pytest.raises(RemoteError):  # a server that does not
+    with serving(slow_policy) as (_, url, _), pytest.raises(RemoteError):  # a server that does not
         RemotePolicy(f"wss{url[2:]}", TOKEN, connect_s=2, ca_file=certificate)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PolicyLate):
         RemotePolicy(f"wss{url_of(silent)[2:]}", TOKEN, connect_s=0.3, ca_file=certificate)
-    with serving(checkpoint, **keys(other)) as (_, url, _), pytest.raises(PolicyLost, match="127.0.0.1"):
+    with serving(slow_policy, **keys(other)) as (_, url, _), pytest.raises(PolicyLost, match="127.0.0.1"):
         RemotePolicy(f"wss{url[2:]}", TOKEN, ca_file=other)
 
 

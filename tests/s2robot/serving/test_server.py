@@ -576,9 +576,7 @@ def test_token_file_is_created_once_and_private_to_its_owner(tmp_path, monkeypat
     refuses("0644", shared_secret.read_token)
     for wrong in ("short", "a token with spaces in it"):
         monkeypatch.setenv("S2ROBOT_TOKEN", wrong)
-        with pytest.raises(UserError, match="^.S2ROBOT_TOKEN: ") as caught:
-            shared_secret.read_token()
-        assert wrong not in str(caught.value)
+        assert wrong not in str(refuses("^.S2ROBOT_TOKEN: ", shared_secret.read_token))
     monkeypatch.setenv("S2ROBOT_TOKEN", "x" * 20)
     assert token_for("127.0.0.1", None) == ("x" * 20, "$S2ROBOT_TOKEN")
 

@@ -57,10 +57,6 @@ def test_arm_follows_a_stream_of_small_steps(driver, mode):
     assert 0 <= now() - state.t_mono < PATIENCE
 
 
-def wait_for_opening(arm, condition, what):
-    wait_for(lambda: condition(arm.read().gripper), what)
-
-
 @pytest.mark.parametrize("end", ["stop", "close"])
 def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
     for _ in range(5):  # a busy machine may be too late
@@ -68,9 +64,9 @@ def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
         driver.connect(PATIENCE)
         driver.arm()
         driver.command(HOME, 1.0)
-        wait_for_opening(driver, lambda o: o > 0.95, "opening")
+        wait_for(lambda: driver.read().gripper > 0.95, "opening")
         driver.command(HOME, 0.0)
-        wait_for_opening(driver, lambda o: o < 0.9, "closing")
+        wait_for(lambda: driver.read().gripper < 0.9, "closing")
         driver.stop("test") if end == "stop" else driver.close()
         time.sleep(0.7)  # closing fully takes 0.5 s
         box = emulator.side("status")
@@ -86,7 +82,7 @@ def test_stop_and_close_halt_moving_fingers(driver, emulator, end):
 def test_gripper_command_is_sent_on_change_and_after_a_stop_only(arm, emulator):
     for opening in (1.0, 0.0):
         arm.command(HOME, opening)
-        wait_for_opening(arm, lambda o, target=opening: abs(o - target) < 0.02, "the opening")
+        wait_for(lambda target=opening: abs(arm.read().gripper - target) < 0.02, "the opening")
     arm.stop("test")
     arm.arm()
     count = len(arrived(emulator, kind="gripper"))

@@ -21,16 +21,10 @@ pytest.importorskip("xarm")
 LED = LIVE.replace(gripper_hold=0)
 
 
-@pytest.fixture
-def cameras():
-    reader = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 30))
-    reader.start(PATIENCE)
-    yield {"hand": reader}
-    reader.close()
-
-
-def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver, cameras):
+def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver):
     steps, controls = [], Controls()
+    camera = CameraReader("hand", lambda: ReplayCamera(NOISE.__getitem__, len(NOISE), 30))
+    camera.start(PATIENCE)
     goals = [HOME + np.linspace(0.1, -0.1, 7), HOME + np.linspace(0.15, 0.05, 7)]
 
     def hand():
@@ -46,9 +40,10 @@ def test_hand_guided_motion_of_the_emulated_arm_becomes_actions(emulator, driver
 
     person = threading.Thread(target=hand, daemon=True)
     person.start()
-    runtime = ArmRuntime(driver, cameras, None, XArm7Points(), LED, CALM, supervisor=Watch())
+    runtime = ArmRuntime(driver, {"hand": camera}, None, XArm7Points(), LED, CALM, supervisor=Watch())
     assert teach(runtime, controls, 1000, Calls(step=steps.append)) == ""
     person.join(PATIENCE)
+    camera.close()
     assert emulator.side("status")["state"] >= 4 and driver.command(HOME, None).code == REFUSED
 
     actions = np.stack([s["action"] for s in steps])  # (T, 8)
