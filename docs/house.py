@@ -256,8 +256,8 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 8745),  # 7000
-    "envs": (("envs",), 3615),  # 3700
+    "arm": (("envs.real", "deployment"), 8750),  # 7000
+    "envs": (("envs",), 3610),  # 3700
     "demos": (("demos", "inspection"), 5252),  # 4000
     "policies": (("policies",), 3084),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3437),  # 3600
