@@ -82,19 +82,19 @@ def record_corrections(
     """
     course = _course(settings, demos, world)
     count = len(demos.lengths[:first])
-    store = open_copy(out, demos, count, lambda copy: copy.append_all(demos, count))
-    _check_and_note_round(out, settings)
-    todo, known = left_to_try(store, count, settings.positions)
-    counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
-    with store, worker_pool(settings.workers, partial(Corrector, settings, *course)) as pool:
-        corrected = pool.in_order(corrected_episode, [(seed,) for seed in todo])
-        for done, (arrays, facts) in enumerate(corrected, 1):
-            if arrays:
-                store.append(arrays, {k: facts[k] for k in ("seed", "success", "layout") if k in facts})
-            counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
-            if facts["reason"]:
-                counts[facts["reason"]] += 1
-            progress(done, counts)
+    with open_copy(out, demos, count, lambda copy: copy.append_all(demos, count)) as store:
+        _check_and_note_round(out, settings)
+        todo, known = left_to_try(store, count, settings.positions)
+        counts = {"alone": 0, "corrected": known, "failed": 0, **dict.fromkeys(REASONS, 0)}
+        with worker_pool(settings.workers, partial(Corrector, settings, *course)) as pool:
+            corrected = pool.in_order(corrected_episode, [(seed,) for seed in todo])
+            for done, (arrays, facts) in enumerate(corrected, 1):
+                if arrays:
+                    store.append(arrays, {k: facts[k] for k in ("seed", "success", "layout") if k in facts})
+                counts["corrected" if arrays else "failed" if facts["reason"] else "alone"] += 1
+                if facts["reason"]:
+                    counts[facts["reason"]] += 1
+                progress(done, counts)
     return EpisodeStore.open(out), counts
 
 

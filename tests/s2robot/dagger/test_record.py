@@ -19,6 +19,7 @@ from s2robot.envs.cube_pick import CubePick
 from s2robot.envs.cube_picker import Picker, PickerConfig
 from s2robot.envs.robosuite_config import ExpertSettings
 from s2robot.envs.tasks import make, settings_class
+from tests.errors import refuses
 
 STEPS, SEED, PATIENCE = 2, 900, 3
 CAMERAS = ("hand", "left")
@@ -205,8 +206,7 @@ def test_positions_are_tried_once_per_policy(demos, settings, save_untrained, tm
         ({"imitate_visited": "all"}, "imitate_visited: expected none .* got all"),
         ({"takeover": TakeoverSettings(patience=PATIENCE + 1)}, r"takeover\.patience: expected 3 .* got 4"),
     ):
-        with pytest.raises(UserError, match=words):
-            recorded(seed=first, **changes)
+        refuses(words, recorded, seed=first, **changes)  # and lets go of the dataset
     assert recorded(checkpoint=other, seed=first + 2) == ([500, 501, first, first + 2], (0, 1, 0), 1)
     assert recorded(seed=first, workers=2) == ([500, 501, first, first + 2], (0, 1, 0), 0)  # none remain
     assert tried == [500, 501, 502, first, first + 2]
