@@ -320,6 +320,10 @@ def run(cfg: DictConfig) -> None:
     evaluation, task = read(EvaluateSettings, cfg.evaluate, "evaluate"), read_task(cfg, recorded, acts=True)
     require_simulator(task.world)
     task.lineage().refuse(evaluation.positions, "this training", "evaluate.seed")
+    resumes = task.train.resume and (out / "training_state.pt").exists()
+    if evaluation.resume and (out / "episodes.jsonl").exists() and not resumes:
+        why = "no episodes of another policy, or evaluate.resume=false to replace them"
+        raise UserError(f"{out / 'episodes.jsonl'}: expected {why}")
     with tracing(out / "trace.json") if profile and is_first() else nullcontext():
         encoder = build_encoder(task.encoder)
         timed = Stages(out / "stages.json")

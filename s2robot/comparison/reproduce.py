@@ -17,6 +17,7 @@ from scipy import stats
 
 from s2robot.comparison.paired import difference
 from s2robot.config import chosen_world
+from s2robot.core.errors import UserError
 from s2robot.core.files import read_json, write_json
 from s2robot.core.provenance import versions
 from s2robot.core.settings import Settings, from_yaml, read_some
@@ -44,6 +45,8 @@ def reproduce(cfg: DictConfig) -> int:
     records = read_records(settings.run / "episodes.jsonl", settings.episodes)
     identity = read_json(settings.run / "episodes.settings.json")
     checkpoint = settings.checkpoint or settings.run / "checkpoint"
+    if not checkpoint.exists():
+        raise UserError(f"{checkpoint}: no such folder; checkpoint=<folder> names the run's policy")
     evaluate = EvaluateSettings(
         episodes=1 + max(record["episode"] for record in records),  # after a kill, some before it may be missing
         seed=identity["evaluate.seed"], control=identity.get("evaluate.control"), videos=0, workers=settings.workers,

@@ -117,7 +117,7 @@ class FeatureCache:
         try:
             index = _index(path)
             size = (path / "features.bin").stat().st_size
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return set()  # no index, or a damaged one: encode again
         same = size == self.nbytes and all(index.get(key) == value for key, value in self.identity.items())
         return index["done"] if same else set()

@@ -55,15 +55,18 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     UserError if there is no such episode, if the data have other parts, cameras or rate, and as `load_networks`.
     """
     settings = read(RecordedSettings, cfg.evaluate, "evaluate")
-    demos = read(DemosSettings, plain(cfg.demos) | {"episodes": None}, "demos")
-    store = (demos if demos.name or demos.path else _of_training(checkpoint)).open()
+    typed = read(DemosSettings, plain(cfg.demos), "demos")
+    demos = typed if typed.name or typed.path else _of_training(checkpoint)
+    only = typed.episodes if demos.foreign else None  # the others may be damaged, or many
+    store = demos.replace(episodes=only).open()
     files = cfg.encoder.checkpoint, settings.task_vectors
     policy, encoder, contract = load_networks(checkpoint, device_of(settings.device), *files)
     known = {"dtype": contract["encoder"]["features_dtype"], "augment": 0}
     features = read(FeaturesSettings, plain(cfg.features) | known, "features")
     _check(store, contract, policy, encoder)
     trained = (lineage := Lineage.of(contract, checkpoint)).seen(store)
-    chosen = _chosen(cfg.demos.episodes, trained, store, checkpoint)
+    asked = typed.episodes if only is None else list(range(len(store)))
+    chosen = _chosen(asked, trained, store, checkpoint)
     encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features, np.array(chosen))
     actor = BatchActor(policy, min(settings.parallel, len(chosen)))
     with bar("predicting", "episodes") as update:

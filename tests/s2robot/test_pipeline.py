@@ -225,10 +225,17 @@ def test_policy_is_evaluated_during_training(here, tiny_encoder, tmp_path):
     here("train", *words, "train.lr=0.002", "train.resume=false", f"hydra.run.dir={out}")
     checkpoint, child = f"checkpoint={out / 'checkpoint'}", f"train.from={out / 'checkpoint'}"
     chose = "hold 1 that chose among the checkpoints"
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/episodes.jsonl").touch()  # of another policy
     for verb, overrides, line in (
         ("train", [*words, "train.rollouts.seed=500"], "train.rollouts.seed: positions 500 to 500 hold 1"),
         ("run", [*words, "train.rollouts.seed=10001"], f"evaluate.seed: positions 10000 to 10127 {chose}"),
         ("evaluate", [*POINT, checkpoint, "evaluate.seed=30000"], f"positions 30000 to 30127 {chose}"),
         ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"], f"30127 {chose}"),
+        (
+            "run",
+            [*words, "train.resume=false", "hydra.run.dir=used"],
+            "used/episodes.jsonl: expected no episodes",
+        ),
     ):
         assert line in refused(here, verb, *overrides)

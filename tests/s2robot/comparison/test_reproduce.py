@@ -58,5 +58,6 @@ def test_run_is_reproduced_here_but_not_by_another_policy(here, save_untrained, 
     other = here(*repeat, "hydra.run.dir=third", status=4)
     assert "different initial images in 1 of 2 episodes" in other.stdout
     wrong = save_untrained(tmp_path / "wrong", {"env_config": env.model_dump(mode="json")}, deltas=0.02)
+    assert "; checkpoint=" in here("reproduce", "run=first", "hydra.run.dir=no", status=2).stderr
     refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth", status=2)
     assert "wrong: policy: expected" in refused.stderr

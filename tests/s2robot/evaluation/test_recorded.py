@@ -88,3 +88,6 @@ def test_mix_of_datasets_is_validated_by_share_and_split(home, tiny_encoder, cap
     words = ["demos.episodes=[0:2,7]", f"demos.path={home / 'koch2'}", encoder]
     assert cli.main(["train", *words, *TRAINING]) == 2
     assert "episodes: expected episodes of 0 to 1" in capsys.readouterr().err
+    (home / "koch2/data/chunk-000/episode_000000.parquet").write_bytes(b"damaged")  # and not chosen
+    other = f"demos.path={home / 'koch2'}", "demos.episodes=[1]"
+    assert evaluated(checkpoint, home / "other", "evaluate.plots=0", *other)["steps"] > 0
