@@ -171,7 +171,7 @@ class LeRobot(Source):
         used = {key for keys in self.keys.values() for key in keys}
         ours = "expert" in others or (self.path / MARKER).is_file()  # else these names mean something else
         if ours and self.choice.action:  # these are labels of all columns, in their order
-            used |= LABELS - {"perturbed"}
+            used |= {"expert", "imitate"}
         parts = [self._parts(array) for array in ("action", "proprio")]
         sizes = {name: info.features[key].image_size for key, name in self._cameras.items()}
         taken = {f"images_{name}" for name in sizes} | (set() if ours else LABELS)

@@ -186,10 +186,8 @@ def _read_csv(path: Path) -> list[_Row]:
     if names.count("success") != 1:
         got = ", ".join(names) or "none"
         raise UserError(f"{path}: expected a header with one column 'success', got {got}")
-    compared, stressed = (
-        {"axis", "layout"} <= {*names},
-        {"disturbance", "value"} <= {*names},
-    )  # else your own columns
+    compared = {"axis", "layout"} <= {*names}  # else these are the user's own columns
+    stressed = {"disturbance", "value"} <= {*names}
     found = []
     for row in rows:
         success = _TRUTH.get((row["success"] or "").strip().lower())
