@@ -2,10 +2,8 @@
 
     python benchmarks/rendering.py
 
-Three ways take turns; medians over the rounds, without physics. Run nothing else meanwhile, or take `--clock cpu`.
-1. robosuite's Lift with `use_camera_obs=True`: a step less a step of the same world without cameras.
-2. robosuite's renderer on CubePick's scene: the three views (hand, left, right) of the same states as 3.
-3. OffscreenRenderer as CubePick uses it.
+They take turns; medians over the rounds, without physics. Run nothing else meanwhile, or take `--clock cpu`. robosuite's is a
+step of Lift with `use_camera_obs=True` less a step of the same world without cameras; ours draws CubePick.
 """
 
 import argparse
@@ -22,11 +20,10 @@ from s2robot.envs.robots import ROBOTS
 
 import robosuite  # isort: skip
 from robosuite.utils.log_utils import ROBOSUITE_DEFAULT_LOGGER  # isort: skip
-from robosuite.utils.binding_utils import MjRenderContextOffscreen  # isort: skip
 
 STOCK_CAMERAS = ["frontview", "agentview", "robot0_eye_in_hand"]
-STOCK, STOCK_RENDERER = "robosuite, its camera observations", "robosuite's renderer, our views"
-OURS = "OffscreenRenderer"
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+STOCK, OURS = "robosuite's camera observations", "OffscreenRenderer"
 
 
 def stock_lift(robot: str, size: int, cameras: bool):
@@ -37,33 +34,23 @@ def stock_lift(robot: str, size: int, cameras: bool):
     """
     views = {"camera_names": STOCK_CAMERAS, "camera_heights": size, "camera_widths": size} if cameras else {}
     views |= {"use_camera_obs": cameras, "has_offscreen_renderer": cameras, "has_renderer": False}
-    arm = ROBOTS[robot].robosuite_name
-    env = robosuite.make("Lift", robots=arm, ignore_done=True, hard_reset=False, **views)
+    views |= {"ignore_done": True, "hard_reset": False}
+    env = robosuite.make("Lift", robots=ROBOTS[robot].robosuite_name, **views)
     env.reset()
     return env
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
 def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
-    """Return the seconds of three frames by each way."""
+    """Return the seconds of three frames by each."""
     rng, seconds = np.random.default_rng(0), partial(timeit, timer=CLOCKS[clock], number=1)
     with_cameras, without = stock_lift(robot, size, True), stock_lift(robot, size, False)
-    env, twin = CubePick(robot=robot, image_size=size), CubePick(robot=robot, image_size=size)
-    # of its own model: OffscreenRenderer lowers the quality of the one it draws
-    context = MjRenderContextOffscreen(twin.world.sim, device_id=-1)
-    context.vopt.geomgroup[:2] = 0, 1  # collision shapes, visual shapes: as robosuite sets it
+    env = CubePick(robot=robot, image_size=size)
     env.reset(seed=0)  # makes the renderer too
     seen: dict[str, np.ndarray] = {}
 
     def step_stock(action: np.ndarray) -> None:
         observation = with_cameras.step(action)[0]
         seen.update({name: observation[f"{name}_image"] for name in STOCK_CAMERAS})
-
-    def draw_stock() -> None:
-        for name in env.config.cameras:
-            seen[name] = twin.world.sim.render(camera_name=name, width=size, height=size)
 
     times: dict[str, list[float]] = defaultdict(list)
     for i in range(rounds + 3):
@@ -72,9 +59,6 @@ def measure(robot: str, size: int, rounds: int, clock: str) -> dict[str, float]:
         step = seconds(partial(step_stock, action))
         now = {STOCK: step - seconds(partial(without.step, action))}
         env.step_physics(np.append(rng.uniform(-0.03, 0.03, 7), 0.0))
-        twin.set_state(env.get_state())
-        context.gl_ctx.make_current()
-        now[STOCK_RENDERER] = seconds(draw_stock)
         if flat := [name for name, frame in seen.items() if frame.std() < 1]:  # very fast: not to be timed
             raise RuntimeError(f"{flat[0]}: the frame is flat; nothing was drawn, so nothing can be measured")
         now[OURS] = seconds(env.render_cameras)

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -221,16 +222,31 @@ def unsafe_commands(arm: str) -> str:
     return str(sum(run["unsafe"] for fault in fault_runs(arm) for run in fault["outcomes"]))
 
 
-def episodes_table(folder: str) -> str:
-    """Return success and measure by name of docs/results/<folder>/<name>[_seed_<n>].jsonl, one file for each training seed."""
+def measured(folder: str) -> dict[str, np.ndarray]:
+    """Return success and measure by name (2, training seeds, positions) of docs/results/<folder>/<name>[_seed_<n>].jsonl."""
     found: dict[str, list] = {}
     for file in sorted((RESULTS / folder).glob("*.jsonl")):
         own = [(e["success"], e["progress"]) for e in map(json.loads, file.read_text().splitlines())]
         found.setdefault(file.stem.partition("_seed_")[0], []).append(own)
-    rows = []
-    for name, (done, measure) in ((name, np.moveaxis(np.array(x), 2, 0)) for name, x in found.items()):
-        rows.append([f"[{name}]({name}.jsonl)", counts(done > 0), percent(done > 0), f"{measure.mean():.3f}"])
+    return {name: np.moveaxis(np.array(x, float), 2, 0) for name, x in found.items()}
+
+
+def episodes_table(folder: str) -> str:
+    rows = [
+        [name, counts(done.astype(int)), percent(done), f"{measure.mean():.3f}"]
+        for name, (done, measure) in measured(folder).items()
+    ]
     return table(["outcomes", "successes by training seed", "success [95 %]", "mean of the measure"], *rows)
+
+
+def measure_table(of: str) -> str:
+    """Return each arm's measure minus that of the next, `<folder> <arm> <arm> …`, with Holm's correction."""
+    folder, *arms = of.split()
+    found = [difference(*(measured(folder)[arm][1] for arm in pair)) for pair in pairwise(arms)]
+    p = [p_text(each) for each in holm([each.p for each in found])]
+    names = [f"{ARMS[a]} − {ARMS[b]}" for a, b in pairwise(arms)]
+    rows = zip(names, map(points, found), p, strict=True)
+    return table(["difference", "hundredths of the measure [95 %]", "p, Holm"], *rows)
 
 
 def probe_table(folder: str) -> str:
@@ -261,7 +277,7 @@ def probe_table(folder: str) -> str:
 
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
-    `stress stress`, `faults xarm7`, `episodes outside`, `probe probing`; or a figure: `success <source> <arm or row>`,
+    `stress stress`, `faults xarm7`, `episodes outside`, `measure pusht s2 two`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment/both`."""
     kind, _, of = name.partition(" ")
     if kind == "difference":
@@ -269,8 +285,7 @@ def block(name: str) -> str:
         return points(difference(comparison(source)[1][a], comparison(source)[1][b]))
     if kind == "success":
         source, _, row = of.partition(" ")
-        outcomes = rows_of(source) if (RESULTS / source).is_dir() else comparison(source)[1]
-        return percent(outcomes[row])
+        return percent((rows_of(source) if (RESULTS / source).is_dir() else comparison(source)[1])[row])
     makers = {
         "arms": arms_table,
         "pairs": pairs_table,
@@ -280,6 +295,7 @@ def block(name: str) -> str:
         "faults": faults_table,
         "unsafe": unsafe_commands,
         "episodes": episodes_table,
+        "measure": measure_table,
         "probe": probe_table,
         "primary": primary_table,
     }

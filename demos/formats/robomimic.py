@@ -92,9 +92,10 @@ class Robomimic(DemoFile):
             return
         obs = {name: array for name, array in first["obs"].items() if hasattr(array, "ndim")}
         images = {k: a for k, a in obs.items() if a.ndim == 4 and a.dtype == np.uint8 and a.shape[3] == 3}
-        numbers = [k for k, a in obs.items() if a.ndim == 2 and a.dtype.kind == "f"]
+        numbers = [k for k, a in obs.items() if a.ndim == 2 and a.dtype.kind in "fiu"]
+        floats = [k for k in numbers if obs[k].dtype.kind == "f"]
         hands = [k.replace("robot0", f"robot{i}") for i in range(4) for k in HAND]
-        usual = [k for k in hands if k in numbers] or [k for k in numbers if k.startswith("robot")] or numbers
+        usual = [k for k in hands if k in numbers] or [k for k in floats if k.startswith("robot")] or floats
         names = {k: k.removesuffix("_image") for k in images}
         tables = [k for k, a in first.items() if getattr(a, "ndim", 0) == 2]
         cameras = self.choose(names, action=(tables, ["actions"]), proprio=(numbers, usual))
