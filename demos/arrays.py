@@ -92,7 +92,7 @@ class StoredArray:
         """Yield the first row, the file and the packed bytes of each chunk that overlaps these rows."""
         rows, step = self.file_rows, self.chunks[0]
         for i, file in self.chunk_files(stop, start // rows):
-            if rows == step:
+            if not self.array.shards:
                 yield i * rows, file, read_bytes(file)
                 continue
             chunks = range(max(start - i * rows, 0) // step, -(-min(stop - i * rows, rows) // step))

@@ -29,8 +29,8 @@ def check_size(where: object, size: int, stored: int) -> None:
 
 
 def check_frame(where: object, found: tuple[int, int], declared: tuple[int, int], stored: int) -> None:
-    """Reject an image whose header claims more pixels (H, W) than the dataset declares or its bytes can hold."""
-    if found[0] * found[1] > declared[0] * declared[1]:
+    """Reject an image whose header claims another size (H, W) than the dataset declares, or more than its bytes can hold."""
+    if tuple(found) != tuple(declared):
         raise mismatch(where, f"{declared[0]} x {declared[1]} px", f"{found[0]} x {found[1]} px")
     check_size(where, 3 * found[0] * found[1], stored)
 

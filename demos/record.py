@@ -40,13 +40,9 @@ class RecordingSettings(Positions, at="recording", file="recording/default"):
 
 
 def record_episode(
-    settings: TaskSettings,
-    expert_settings: Any,
-    seed: int,
-    expert: int = 0,
-    imitate_kicks: bool = False,
+    settings: TaskSettings, expert_settings: Any, seed: int, expert: int = 0, imitate_kicks: bool = False,
     states: np.ndarray | None = None,
-) -> tuple[dict, dict]:
+) -> tuple[dict, dict]:  # fmt: skip
     """Record one scripted episode; return its arrays over time and ``{"seed", "success"}``.
 
     ``expert``: steps per chunk; 0, or an expert that cannot be queried, omits ``expert`` and ``imitate``.
@@ -106,16 +102,9 @@ def layout_of(env: Task, info: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def record(
-    path: str | Path,
-    settings: TaskSettings,
-    expert_settings: Any,
-    episodes: int,
-    seed: int,
-    workers: int = 2,
-    progress: Progress = lambda *_: None,
-    expert: int = 0,
-    imitate_kicks: bool = False,
-) -> EpisodeStore:
+    path: str | Path, settings: TaskSettings, expert_settings: Any, episodes: int, seed: int,
+    workers: int = 2, progress: Progress = lambda *_: None, expert: int = 0, imitate_kicks: bool = False,
+) -> EpisodeStore:  # fmt: skip
     """Record ``episodes`` successful demos with seeds ``seed``, ``seed + 1``, ... into a store.
 
     A failed attempt is replaced by the next seed. The result does not depend on the number of workers. An interrupted

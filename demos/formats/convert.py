@@ -16,7 +16,7 @@ from s2robot.demos.formats.source import NEEDS, Choice, Piece, Progress, Source,
 from s2robot.demos.lineage import note_round, rounds_of
 from s2robot.demos.store import EpisodeStore
 
-READER = 8  # increase it when readers change, so that cached stores are converted again
+READER = 9  # increase it when readers change, so that cached stores are converted again
 COMMON = {"action", "proprio", "cameras", "action_kind", "rate_hz"}
 # format -> its module, reader, and supported keys of Choice besides `episodes`
 READERS = {

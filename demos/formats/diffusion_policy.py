@@ -193,12 +193,12 @@ class ReplayBuffer(Source):
         self.keys |= {f"images_{name}": [key] for key, name in cameras.items() if key not in videos}
 
     def _rate(self) -> float:
-        """Return `rate_hz`, which must match usable time stamps, or else the rate of those of the first episode."""
+        """Return `rate_hz`, which must match usable time stamps, or else their rate."""
         stamps, selected, step = self._arrays.get("timestamp"), self.choice.rate_hz, 0.0
         where = f"{self.path}: data/timestamp"
-        if stamps is not None and self._ends[0] > 1:
-            times = np.asarray(stamps[:], np.float64).ravel()
-            step = float(np.median(np.diff(times[: int(self._ends[0])])))
+        if stamps is not None and max(self.lengths) > 1:  # without the gaps between two episodes
+            gaps = np.delete(np.diff(np.asarray(stamps[:], np.float64).ravel()), self._ends[:-1] - 1)
+            step = float(np.median(gaps))
         self._use_timestamps = 1e-3 <= step <= 2  # else they do not increase, or are not in s
         if not self._use_timestamps:
             if selected is None:
@@ -209,7 +209,6 @@ class ReplayBuffer(Source):
         rate = round(1 / step, 2)
         if selected and abs(selected - rate) > 0.01 * rate:  # the clock of a real robot jitters
             raise mismatch("rate_hz", f"{rate:g} as in {where}, or null", f"{selected:g}")
-        gaps = np.delete(np.diff(times), self._ends[:-1] - 1)  # without those between two episodes
         if uneven := int((np.abs(gaps - step) > step / 2).sum()):
             span = f"between {gaps.min():.3g} and {gaps.max():.3g} s"
             self.notes.append(
@@ -219,7 +218,7 @@ class ReplayBuffer(Source):
 
     def values_of(self, number: int) -> dict[str, Any]:
         if self.sidecar is None:
-            return {}
+            return {"source_episode": number}
         arrays = {k: array for k, array in self._meta.items() if k in self.sidecar.values and array.ndim}
         stored = {key: array[number : number + 1][0] for key, array in arrays.items()}
         return self.sidecar.episode_values(stored, f"{self.path}: meta")
@@ -290,7 +289,7 @@ def _write_folder(store: EpisodeStore, target: Path, progress: Progress) -> None
 def _name(key: str) -> str:
     if key.startswith("images_"):
         return f"{quote(key.removeprefix('images_'), safe=' :')}_image"
-    return quote(STATE if key == "proprio" else key, safe=" :")
+    return quote(STATE if key == "proprio" else f"recorded_{key}" if key == STATE else key, safe=" :")
 
 
 def _array(group: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:

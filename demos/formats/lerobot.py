@@ -161,7 +161,7 @@ class LeRobot(Source):
                 if about.get("video.is_depth_map") or about.get("is_depth_map"):
                     self.notes.append(f"{key} is a depth map and is left out")
                 else:
-                    cameras[key] = camera_name(key)
+                    cameras[key] = _array_name(camera_name(key))
             elif not feature.dtype.startswith(("float", "int", "uint", "bool")):
                 self.notes.append(f"{key} is of type {feature.dtype} and is left out")
             elif key not in AUTOMATIC:

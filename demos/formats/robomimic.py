@@ -34,6 +34,7 @@ NOT_THE_WORLD = (
     "ignore_done", "camera_names", "camera_heights", "camera_widths", "camera_depths", "camera_segmentations", "seed",
     "lite_physics", "horizon",
 )  # fmt: skip
+QUAT = r"(obs/)?robot\d_.*_quat"  # robosuite's, x, y, z, w; others may be w, x, y, z
 Scale = tuple[np.ndarray, np.ndarray]  # our units = file's units * first + second
 
 
@@ -44,6 +45,8 @@ class DemoFile(Source):
         super().__init__(path, choice)
         with open_file(path) as file:
             self._demos = demo_names(file, path, choice)
+            if others := file["data"].keys() - {*self._demos} if choice.mask is None else ():
+                self.notes.append(f"data: {', '.join(sorted(others))} left out, expected demo_0, demo_1 ...")
             self.lengths = [len(array_of(file["data"][d], "actions", path)) for d in self._demos]
             args = env_args(file["data"], path, choice.rate_hz or 20)
             self._prepare(file["data"], file["data"][self._demos[0]], args)
@@ -84,7 +87,7 @@ class Robomimic(DemoFile):
 
     def _prepare(self, data: Any, first: Any, args: dict[str, Any]) -> None:
         # LIBERO stores images as OpenGL draws them
-        self._bottom_up = data.attrs.get("macros_image_convention") == "opengl"
+        self._bottom_up = data.attrs.get("macros_image_convention") in ("opengl", b"opengl")
         where = f"{self.path}: data: {NAME}"
         if NAME in data.attrs and self.restore(json_object(where, data.attrs[NAME]), where):
             if self.keys["action"] != [EXACT]:  # written by an older version
@@ -134,7 +137,7 @@ class Robomimic(DemoFile):
             return self.scaled(columns)
         if self.sidecar is None and key == "proprio":
             named = zip(self.keys[key], columns, strict=True)
-            columns = [rot6d(a) if name.endswith("_quat") else a for name, a in named]
+            columns = [rot6d(a) if re.fullmatch(QUAT, name) else a for name, a in named]
         joined = super().joined(key, columns)
         return joined[:, ::-1] if self._bottom_up and key.startswith("images_") else joined
 
@@ -232,6 +235,9 @@ def osc_parts(kwargs: Mapping[str, Any], size: int) -> list[dict]:
         limit: Any = config.get("output_max")
         if not _is_delta(config) or config.get("type") != "OSC_POSE" or np.shape(limit) != (6,):
             return []
+        expected = {"input_max": 1, "input_min": -1, "output_min": np.negative(limit)}
+        if any(key in config and not np.all(np.equal(config[key], x)) for key, x in expected.items()):
+            return []
         shift, turn = ({"size": 3, "low": [-v for v in m], "high": list(m)} for m in (limit[:3], limit[3:]))
         turn |= {"kind": "rotation", "form": "axis_angle", "relative": True}
         parts += [
@@ -295,7 +301,7 @@ def rot6d(quats: np.ndarray) -> np.ndarray:
 
 
 def _proprio_part(key: str, size: int) -> dict[str, Any]:
-    if key.endswith("_quat") and size == 4:
+    if re.fullmatch(QUAT, key) and size == 4:
         return {"name": key.removesuffix("_quat"), "size": 6, "kind": "rotation", "form": "rot6d"}
     return part_of(key, size, "absolute")
 

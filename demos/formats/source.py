@@ -35,9 +35,15 @@ Types = dict[str, tuple[Dtype, tuple[int, ...]]]  # key -> dtype, shape of a row
 
 
 def walk(folder: Path) -> list[Path]:
-    """Return the files of a dataset, also behind links to folders, which `Path.rglob` does not follow."""
-    found = (Path(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
-    return [path for path in found if path.is_file()]  # no links to devices and pipes
+    """Return the files of a dataset, also behind links to folders, which `Path.rglob` does not follow; each folder once."""
+    found, seen = list[Path](), set[str]()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(at))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(at, name)) not in seen]
+        found += [
+            path for name in names if (path := Path(at, name)).is_file()
+        ]  # no links to devices and pipes
+    return found
 
 
 def silent(done: int, total: int) -> None:
@@ -136,7 +142,7 @@ class Source(ABC):
 
     def _without(self, bad: set[int]) -> str:
         others = as_ranges([i for i in self._chosen if i not in bad])
-        return f'; "episodes=[{others}]" (or demos.episodes) reads the others' if others else ""
+        return f'; "episodes=[{others}]" (or demos.episodes) may read the others' if others else ""
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -167,6 +173,7 @@ class Source(ABC):
         """Restore keys, types and attributes from a sidecar; False if the user selected other keys (UserError)."""
         sidecar, choice = read(Sidecar, stored, f"{where}: "), self.choice
         if choice.action is not None or choice.proprio is not None:
+            self.notes.append(f"{where}: what s2robot stored is ignored, because action or proprio is set")
             return False
         about = sidecar.attributes
         self.check_rate(about["rate_hz"], where)
@@ -210,15 +217,9 @@ class Source(ABC):
             self.notes.append(f"{name} is left out: {form}")
 
     def describe(
-        self,
-        kind: str,
-        robot: str | None,
-        rate_hz: float,
-        cameras: Mapping[str, Sequence[int]],
-        action_parts: list[dict],
-        proprio_parts: list[dict],
-        **more: Any,
-    ) -> None:
+        self, kind: str, robot: str | None, rate_hz: float, cameras: Mapping[str, Sequence[int]],
+        action_parts: list[dict], proprio_parts: list[dict], **more: Any,
+    ) -> None:  # fmt: skip
         """Set the attributes; `cameras`: name -> (H, W), `kind`: the source's format or world. DatasetError: a column
         does not exist."""
         for array, parts in (("action", action_parts), ("proprio", proprio_parts)):

@@ -16,9 +16,9 @@ with suppress(ImportError):  # in the extra `data`, which readers and writers re
     from av.video.reformatter import VideoReformatter
 
 Size = tuple[int, int]  # (H, W)
-SLACK = 128  # px
+SLACK = 256  # px, of MPEG-4 for small frames
 EARLY = 1e-5  # steps by which a frame "at or after" a time may be too early, for rounding
-MISSING = 10  # steps for which the last frame may be repeated
+MISSING = 3  # steps for which the last frame may be repeated
 ENCODER = "libx264"
 OPTIONS = {"g": "2", "bf": "0", "preset": "veryfast"}  # with g=2, every second frame is seekable
 

@@ -78,7 +78,7 @@ class _Writer:
         self.sizes = camera_sizes(store, store.cameras)
         # LeRobot reserves its own columns, and forbids / in the name of a feature
         self._numbers = {
-            key: NAMES.get(key, f"recorded.{key}" if key in AUTOMATIC else key.replace("/", "_"))
+            key: NAMES.get(key, f"recorded.{key}" if key in (*AUTOMATIC, STATE) else key.replace("/", "_"))
             for key in store.keys
             if key not in {f"images_{name}" for name in store.cameras}
         }

@@ -57,11 +57,13 @@ def test_file_round_trips_through_a_store(tmp_path, file):
             np.testing.assert_array_equal(exported["obs/agentview_image"], original["obs/agentview_image"])
 
 
-def test_integer_observation_can_be_proprio(file):
+def test_integers_and_unknown_quaternions_can_be_proprio(file):
     with h5py.File(file, "a") as raw:
         for demo in raw["data"].values():
             demo["obs/phase"] = np.arange(len(demo["actions"]))[:, None]
-    assert converted(file, Choice(proprio=("phase",)))["proprio"][:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2]
+            demo["obs/eef_quat"] = np.eye(4)[[0] * len(demo["actions"])]  # w, x, y, z, or any other order
+    store = converted(file, Choice(proprio=("phase", "eef_quat")))
+    assert store["proprio"][:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2] and store["proprio"].shape[1] == 5
 
 
 def test_world_is_read_from_the_file(file):
