@@ -53,10 +53,10 @@ def bridged(overrides: list[str], episodes: int, out: Path) -> LiveSession:
         rig.check(out / "camera_check.png")
         live = LiveSession(rig, read_some(DeploySettings, cfg), out)
         done, session = 0, live.session
-        while done < episodes and not session.stop.requested():
+        while done < episodes and not session.stop.requested:
             with session.started():  # after a fault again: a supervisor that has stopped the arm is gone
                 fault = ""
-                while done < episodes and not session.stop.requested() and not fault:
+                while done < episodes and not session.stop.requested and not fault:
                     fault = live.episode(done)
                     done += 1
             if fault:

@@ -116,7 +116,7 @@ class ArmRuntime(Subscriber):
         """
         self._check_watched()
         self.loop.stop_requested = False
-        if self.stop.requested():
+        if self.stop.requested:
             self.loop.request_stop()
         if self.live:
             try:
@@ -160,7 +160,7 @@ class ArmRuntime(Subscriber):
 
         def beat() -> None:
             main.notify("on_beat")
-            if self.stop.requested() or main.stop_requested:
+            if self.stop.requested or main.stop_requested:
                 move.request_stop()
 
         beats, limits = Subscriber(), self.driver.limits

@@ -59,6 +59,7 @@ def deploy(cfg: DictConfig) -> int:
         if settings.check:
             print("this policy fits this robot")
             return 0
+        session = LiveSession(rig, settings, out) if settings.live else None  # its dataset may be unusable
         if settings.live and settings.confirm:
             bench = rig.arm.bench
             where = f"[bold]The arm {bench.name} ({bench.ip or bench.port or bench.type or 'simulated'}) is about to move.[/]"
@@ -67,8 +68,7 @@ def deploy(cfg: DictConfig) -> int:
                 print(f"At each stop, {rig.arm.driver.stop_effect}.")
             if (answer := ask(CONFIRM) or "") != WORD:
                 raise UserError(f"confirmation: expected '{WORD}', got '{answer}'; nothing has moved")
-        good = LiveSession(rig, settings, out).run() if settings.live else dry_run(rig, settings, out)
-        return int(not good)
+        return int(not (session.run() if session else dry_run(rig, settings, out)))
 
 
 def dry_run(rig: Rig, settings: DeploySettings, out: Path) -> bool:
@@ -125,7 +125,7 @@ class LiveSession:
                 for i in range(self.settings.episodes):
                     if fault := self.episode(i):
                         print(f"FAULT: {fault}", flush=True)
-                    if fault or stop.requested():
+                    if fault or stop.requested:
                         break
         except UserError as error:
             if not self.moved:
@@ -175,7 +175,8 @@ class LiveSession:
                     there = session.go_to(start)
                 board.doing = WAITING
                 return session.act(board.max_steps) if there else None
-        except Exception as error:  # the arm was stopped before this was raised
+        except Exception as error:
+            session.runtime.driver.stop("fault")  # a reading may have failed between two moves
             return Outcome("fault", reason_of(error))
         finally:
             operator.rest()
@@ -194,7 +195,7 @@ class LiveSession:
         watchdog.history.clear()
         try:
             for recorder in self.recorder:  # before anything that may fail or be interrupted
-                recorder.finish(success=success, seed=seed, cause=CAUSES.index(outcome.cause))
+                self.session.store(recorder, success=success, seed=seed, cause=CAUSES.index(outcome.cause))
         finally:  # the dataset's disk may be full
             ended = f"{'success' if success else 'no success'}, {len(log.actions)} decisions, {outcome.cause}"
             print(f"episode {i + 1} of {self.settings.episodes} (seed {seed}): {ended}", flush=True)

@@ -206,7 +206,7 @@ class ArmRecording:
         if not session.operator.keep():
             return "discarded by the operator"
         meta: dict[str, Any] = {"persons": self.shared.persons} if self.corrects else {}
-        recorder.finish(success=success, seed=seed, **meta)
+        session.store(recorder, success=success, seed=seed, **meta)
         return ""
 
     def _lead(self, steps: int) -> str:

@@ -30,7 +30,7 @@ from s2robot.envs.cube_config import CubePickConfig
 from s2robot.envs.errors import EnvError
 from s2robot.envs.frames import ImageSize
 from s2robot.envs.real.control.loop import LoopConfig, Result
-from s2robot.envs.real.control.subscriber import Subscriber
+from s2robot.envs.real.control.subscriber import EpisodeRecorder, Subscriber
 from s2robot.envs.real.control.supervisor import UNCONFIRMED, EndsLoop
 from s2robot.envs.real.operator.prompts import Operator, Placing, Stop, TerminalOperator
 from s2robot.envs.real.runtime import ArmRuntime
@@ -148,6 +148,14 @@ class ArmSession(Subscriber):
         fault = "; ".join(self.runtime.fault)
         return Outcome("fault" if fault else result.cause, fault, result)
 
+    def store(self, recorder: EpisodeRecorder, **meta: Any) -> None:
+        """Store the recorded episode; a signal meanwhile takes effect afterwards."""
+        self.stop.storing = True
+        try:
+            recorder.finish(**meta)
+        finally:
+            self.stop.storing = False
+
     def on_begin(self) -> None:
         self._reset_policy()
         self.began = time.monotonic()
@@ -155,7 +163,7 @@ class ArmSession(Subscriber):
 
     def check_stop(self) -> None:
         """Raise KeyboardInterrupt if the operator has requested a stop."""
-        if self.stop.requested():
+        if self.stop.requested:
             raise KeyboardInterrupt
 
 

@@ -3,7 +3,6 @@
 Nothing printed between two attempts reveals which policy acts.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +29,7 @@ class BlindEvaluation(ArmEvaluation):
         """Try a pair's position, and store the outcome unless the attempt is void. Raises as `ArmEvaluation.run` does."""
         runtime, other = self.session.runtime, self.other.session.runtime
         if other.fault:  # the operator must clear it before the arm moves for either policy
-            runtime.loop.watchdog.fault(time.monotonic(), "; ".join(other.fault))
+            runtime.loop.watchdog.fault(runtime.clock.now(), "; ".join(other.fault))
         self.session.began = 0.0
         try:
             with self.session.started():

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, Json
@@ -33,6 +33,7 @@ from s2robot.envs.frames import as_image_size
 from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
 
 MAX_ANSWER = 1 << 22  # bytes of a server message; the metadata lists every training episode
+_Side = Annotated[int, Field(gt=0, le=4096)]  # pixels of a frame
 _TRY_LATER = 1013  # websocket close code of a busy server
 
 _quiet = logging.getLogger("s2robot.serving.remote.websockets")
@@ -64,7 +65,7 @@ class PolicyRefused(RemoteError):
 class _Metadata(Stored):
     """The part of the server's first message that the client uses."""
 
-    sizes: dict[str, tuple[int, int]]  # (H, W) of each camera's frames, in the policy's order
+    sizes: dict[str, tuple[_Side, _Side]]  # (H, W) of each camera's frames, in the policy's order
     actions: int = Field(gt=0)
     action_dim: int = Field(gt=0)
     max_bytes: int = Field(gt=0)  # of a request

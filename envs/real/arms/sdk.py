@@ -146,7 +146,9 @@ def check_tool(ip: str, sdk: Any, payload: float | None, tcp_offset: tuple[float
         if tcp_offset is not None and np.abs(offset - tcp_offset).max() > _OFFSET_OFF:
             expected = f"{offset.tolist()} as in the control box"
             wrong = f"bridge.arm.tcp_offset: expected {expected}, got {list(tcp_offset)}"
-        if wrong:  # the first report may not have arrived yet
+        if sdk._arm._is_first_report:  # until then, the SDK's own initial values stand for the box's
+            wrong = "expected reports, got none"
+        if wrong:
             time.sleep(0.01)
     if wrong:
         raise EnvError(f"xarm {ip}: {wrong}; correct it in UFACTORY Studio or in this setting")
@@ -155,7 +157,8 @@ def check_tool(ip: str, sdk: Any, payload: float | None, tcp_offset: tuple[float
 def present_limits(sdk: Any) -> Calls:
     """Return the calls that restore the control box's present limits; none for old firmware, which has fewer limits."""
     code, states = sdk.get_reduced_states()
-    if code != 0 or len(states) <= 5:
+    expect(code == 0, "xarm: get_reduced_states", "code 0", code)
+    if len(states) <= 5:
         return ()
     return _limit_calls(states[:6], int(sdk.collision_sensitivity), bool(sdk.self_collision_params[0]))
 

@@ -13,6 +13,7 @@ can explain, this process was suspended or the machine slept: the loop raises a 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,8 @@ class ControlLoop:
         self, episode: _Episode, now: float, state: State, answer: Answer | None, worker: PolicyWorker
     ) -> Safe | None:
         """Return what to send in this period; None when the last step is done. Submit an observation when one is due."""
+        measured = self.sensors.state
+        assert measured is not None
         if state == State.HOLD:
             unsure = self.watchdog.reasons == (UNSURE,)
             submits = unsure and now >= episode.next_tick and not worker.busy
@@ -239,10 +242,8 @@ class ControlLoop:
             if submits or not (unsure and episode.unsure):  # else the answer ending the hold would be dropped
                 episode.void_before = now
             episode.unsure = unsure
-            return self.stream.hold(self.watchdog.reasons[0])
+            return self.stream.hold(now, measured, self.watchdog.reasons[0])
         episode.unsure = False
-        measured = self.sensors.state
-        assert measured is not None
         if answer is not None and answer.actions is not None and answer.t_observed >= episode.void_before:
             if self.config.check_chunks and (why := self.stream.chunk_problem(answer.actions, measured)):
                 self.watchdog.fault(now, why)
@@ -297,7 +298,7 @@ class ControlLoop:
     def _brake(self, episode: _Episode) -> None:
         """Brake to rest along the path that the filter has checked."""
         while self.safety.dq_last.any() and self.watchdog.state != State.FAULT:
-            self._send_at_end(episode, self.safety.hold("end of the episode"))
+            self._send_at_end(episode, lambda: (self.safety.hold("end of the episode"), True))
 
     def _release(self, episode: _Episode) -> None:
         """Move the command, still filtered, to the measured joints if they differ: the arm is pressing on something."""
@@ -311,20 +312,23 @@ class ControlLoop:
         arrived = bool(np.abs(state.q - self.safety.q_last).max() < PRESSES + self.driver.slack)
         self.stream.release(begin, state.q)
         while not (arrived or self.stop_requested or self.clock.now() - begin > RELEASE_S):
-            safe, arrived = self.stream.next(self.clock.now(), state)
-            self._send_at_end(episode, safe)
+            arrived = self._send_at_end(episode, partial(self.stream.next, self.clock.now(), state))
             if self.watchdog.state == State.FAULT:
                 return
             with suppress(EnvError):  # the filter holds when the last state is old
                 state = self.driver.read()
         self._brake(episode)
 
-    def _send_at_end(self, episode: _Episode, safe: Safe) -> None:
-        """Send a command after the episode's last one; a gap, an error code or a stop of the filter is a fault."""
+    def _send_at_end(self, episode: _Episode, make: Callable[[], tuple[Safe, bool]]) -> bool:
+        """Send a command after the episode's last one; a gap, an error code or a stop of the filter is a fault. `make` returns
+        the command and whether it is at its goal, which is returned."""
         self.clock.sleep(episode.sent_last + self.safety.dt - self.clock.now())
         self.notify("on_beat")
         now, why = self.clock.now(), ""
         gap, episode.sent_last = now - episode.sent_last, now
+        if gap > max(STOOD_S, 2 * self.safety.dt):
+            self.stream.resume_from_rest()
+        safe, arrived = make()
         if gap > self.watchdog.limits.gap:  # this process did not run: it must not move the arm now
             why = f"the control loop did not run for {gap:.1f} s"
         elif self.config.live:
@@ -335,6 +339,7 @@ class ControlLoop:
             self.watchdog.fault(now, why or f"safety stop: {safe.reasons[0]}")
             if self.config.live:
                 self.driver.stop("; ".join(self.watchdog.reasons))
+        return arrived
 
     def _finish_step(self) -> None:
         step = self.stream.finish()

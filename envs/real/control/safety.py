@@ -189,8 +189,11 @@ class SafetyFilter:
             q = np.clip(q + self._raising(q, depth), self._low, self._high)
         return q
 
-    def hold(self, reason: str) -> Safe:
-        """Filter a period without a target: brake to rest, or stay at rest."""
+    def hold(self, reason: str, q_measured: Array | None = None) -> Safe:
+        """Filter a period without a target: brake to rest, or stay at rest. `q_measured` (N,) rad, a fresh reading, may not lag."""
+        if q_measured is not None and not self._stopped:
+            if lag := self._lag(q_measured, self.points.at(q_measured)):
+                return self._stop(lag)
         verdict = Verdict.STOP if self._stopped else Verdict.HOLD
         return self._brake(verdict, *(self._stopped or (reason,)))
 

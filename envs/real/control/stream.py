@@ -58,9 +58,10 @@ class CommandStream:
         self.safety.rest()
         self.path.q, self.path.dq = self.safety.q_last, self.safety.dq_last
 
-    def hold(self, reason: str) -> Safe:
+    def hold(self, now: float, state: ArmState, reason: str) -> Safe:
         """Brake, or stay at rest; drop the current waypoints."""
-        safe = self.safety.hold(reason)
+        fresh = self.config.live and now - state.t_mono <= self.safety.config.state_age_max
+        safe = self.safety.hold(reason, state.q if fresh else None)
         self._rest_at(safe.q)
         return safe
 

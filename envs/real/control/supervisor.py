@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -169,7 +169,7 @@ class EndsLoop:
     """
 
     def __init__(self) -> None:
-        self._loop = os.getppid()
+        self._loop = parent_process().pid  # type: ignore[union-attr]  # getppid() may be the next parent already
 
     def connect(self, timeout_s: float) -> None:
         """Nothing to connect to."""

@@ -197,22 +197,20 @@ class Stop:
     """A stop requested by a key or a signal. A request is never withdrawn."""
 
     def __init__(self) -> None:
-        self._requested = False  # no Event: a signal could interrupt code that holds its lock
+        self.requested = False  # no Event: a signal could interrupt code that holds its lock
         self.interrupted = False  # by a signal
         self.moving = False  # whether a stop must brake the arm before the program ends
+        self.storing = False  # whether an episode is being stored: then a signal is a request
         self.stop: Callable[[], None] = lambda: None  # called on request
 
     def request(self) -> None:
         """Request a stop: the arm brakes. May be called from any thread."""
-        self._requested = True
+        self.requested = True
         self.stop()
-
-    def requested(self) -> bool:
-        return self._requested
 
     def check(self) -> None:
         """Raise a signal's KeyboardInterrupt again if it was lost: the vendor's SDK swallows exceptions raised in its calls."""
-        lost = self.interrupted and not self.requested()
+        lost = self.interrupted and not self.requested
         if lost and threading.current_thread() is threading.main_thread():
             raise KeyboardInterrupt
 
@@ -228,7 +226,7 @@ class Stop:
                         os.dup2(nowhere.fileno(), descriptor)
             again = self.interrupted and number != signal.SIGHUP  # a closing terminal may send two
             self.interrupted = True
-            if again or not self.moving:
+            if (again or not self.moving) and not self.storing:
                 raise KeyboardInterrupt
             self.request()
 

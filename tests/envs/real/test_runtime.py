@@ -185,7 +185,15 @@ def test_signal_swallowed_by_the_sdk_ends_the_session_at_the_next_beat(arm):
     with stop.on_signals(), pytest.raises(KeyboardInterrupt):
         runtime.go_to(HOME + 0.1)
     assert arm.stopped and len(arm.sent) <= 21
-    assert stop._requested is False  # no Event: a second signal within `request` would wait for its lock
+    assert stop.requested is False  # no Event: a second signal within `request` would wait for its lock
+
+
+def test_signal_while_an_episode_is_stored_takes_effect_afterwards():
+    stop = Stop()
+    stop.storing = stop.interrupted = True
+    with stop.on_signals():
+        signal.raise_signal(signal.SIGINT)
+    assert stop.requested
 
 
 def test_requested_stop_holds_until_the_arm_is_armed_again(arm):

@@ -164,7 +164,7 @@ def test_operator_prompts_and_the_keys_that_judge_an_episode():
     assert operator.ended() and operator.t_end is not None
     assert not operator.success() and not stop.moving
     teleop = WatchingOperator(person, stop, read_keys=lambda on_key: nullcontext(), take_key=answers.append)
-    assert teleop.free(()) and (teleop.on_key(" ") or stop.requested()) and not answers
+    assert teleop.free(()) and (teleop.on_key(" ") or stop.requested) and not answers
 
 
 def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):

@@ -216,12 +216,22 @@ def put(**change):
     return lambda arm, film: vars(arm).update(change)
 
 
+def pushed_in_a_hold(arm, film):
+    film.end()
+    arm.read, read, end = (
+        lambda: replace(read(), q=arm.q + 0.3 * (arm.clock.now() > end) * np.eye(7)[1]),
+        arm.read,
+        arm.clock.now() + 0.5,
+    )
+
+
 @pytest.mark.parametrize(
     "breaks, limits, reason",
     [
         (put(error=31), {}, "arm error 31"), (put(mode=0), {}, "mode 0, expected 1"), (put(code=1), {}, "command code 1"),
         (put(silent=lambda arm: True), {"state_hold": 0.1, "state_fault": 0.4}, "joint state is gone"),
         (lambda arm, film: film.end(), {"camera_hold": 0.3, "camera_fault": 0.8}, "camera hand is gone"),
+        (pushed_in_a_hold, {"camera_hold": 0.1, "camera_fault": 9.0}, "safety stop: joint 2 lags"),
         (answers(crash), {}, "policy: RuntimeError: cuda is gone"), (answers(lambda: np.full(8, np.nan)), {}, "policy: expected finite numbers"),
         (answers(lambda: np.zeros(7)), {}, "policy: expected 8 numbers, got an action float64 (7,)"),
         (answers(lambda: None), {}, "policy: expected 8 numbers, got an action object"),
