@@ -1,8 +1,7 @@
 """Estimate how many trials distinguish two arms, by resampling recorded positions and running the sequential test.
 
 A replay draws a training seed of each arm, and positions with replacement. The test is `paired.sequential` at 5 %, checked
-after every pair. It is compared with McNemar's exact test at a fixed number of pairs, chosen to reach the same power either
-for the recorded difference or for a planned gap.
+after every pair. It is compared with McNemar's exact test at the fixed number of pairs that reaches the same power.
 """
 
 from collections.abc import Iterator
@@ -12,25 +11,23 @@ import numpy as np
 from scipy import stats
 from scipy.special import betaln
 
-from s2robot.comparison.settings import Power
-from s2robot.comparison.statistics import LEVEL, needed
+from s2robot.comparison.statistics import LEVEL
 
 MAX_PAIRS = 2000  # per replay
 
 
-def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, gap: float, design: Power) -> dict[str, Any]:
-    """Return the pairs that sequential and fixed tests need to distinguish arms (seeds, positions) with the power of ``design``,
-    and the false positive rate. None: not within `MAX_PAIRS`, or base + gap exceeds 1."""
+def plan_pairs(a: np.ndarray, b: np.ndarray, replays: int, power: float) -> dict[str, Any]:
+    """Return the pairs that sequential and fixed tests need to distinguish arms (seeds, positions) with this power if the
+    recorded difference is the true one, and the false positive rate. None: not within `MAX_PAIRS`."""
     rng = np.random.default_rng(0)
     d = np.subtract(*draw_outcomes(a, b, replays, rng))
     stopped = stopping_pairs(d)
-    enough = int(np.quantile(stopped, design.power, method="higher"))
+    enough = int(np.quantile(stopped, power, method="higher"))
     mean = float(np.minimum(stopped, enough).mean())
     null = d * rng.choice(np.array([-1, 1], np.int8), d.shape)
     return {
-        "replays": replays, "power": design.power, "gap": gap, "median": int(np.median(stopped)),
-        "enough": enough if enough <= MAX_PAIRS else None, "mean": mean, "known": fixed_pairs(d, design.power),
-        "planned": needed(gap, design) if design.base + gap <= 1 else None,
+        "replays": replays, "power": power, "median": int(np.median(stopped)), "mean": mean,
+        "enough": enough if enough <= MAX_PAIRS else None, "known": fixed_pairs(d, power),
         "false": float((stopping_pairs(null) <= MAX_PAIRS).mean()),
     }  # fmt: skip
 
@@ -74,7 +71,5 @@ def plan_lines(found: dict[str, Any]) -> Iterator[str]:
         return
     ends = f"{found['median']} pairs, {share} by {found['enough']}"
     yield f"{start}: half are decided by {ends}; false positive rate {100 * found['false']:.1f} %"
-    for key, target in (("known", "this difference"), ("planned", f"{100 * found['gap']:g} points")):
-        if (pairs := found[key]) is not None:
-            change = f"{abs(100 * (1 - mean / pairs)):.0f} % {'fewer' if mean <= pairs else 'more'}"
-            yield f"    with {share} power: {mean:.0f} pairs on average, {change} than {pairs} planned for {target}"
+    if (pairs := found["known"]) is not None:
+        yield f"    with {share} power: {mean:.0f} pairs on average; {pairs} by a test of a fixed number"

@@ -116,12 +116,15 @@ def arm_figures(
 
 
 def mean_progress(runs: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the mean of the records' best progress with its 95 % interval over positions, averaged over training seeds; {} if
-    it was not measured."""
-    values = np.array([[record.get("progress") for record in run] for run in runs.values()], float).mean(0)
+    """Return the mean of the records' best progress with its 95 % interval over positions and, if there are several, training
+    seeds; {} if it was not measured."""
+    values = np.array([[record.get("progress") for record in run] for run in runs.values()], float)
     if np.isnan(values).any():
         return {}
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else 0.0
+    half, n = 0.0, values.shape[1]
+    if n > 1:
+        _, error, df = paired.estimate(values.mean(0), [values] if len(values) > 1 else [], 10**9)
+        half = stats.t.ppf(0.975, min(df, n - 1)) * error * math.sqrt(n / (n - 1))
     return {"progress": [float(values.mean() + side * half) for side in (0, -1, 1)]}
 
 

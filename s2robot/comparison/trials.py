@@ -54,7 +54,6 @@ class StatsSettings(Settings, file="stats"):
     stages: Annotated[tuple[str, ...], Different, Field(min_length=2)] | None = from_yaml()
     simulated: str | None = from_yaml()
     replays: int = from_yaml(ge=0)
-    gap: float = from_yaml(gt=0, lt=1)
 
 
 class Arm(NamedTuple):
@@ -97,6 +96,7 @@ class _EvalInfo(Stored):
     """LeRobot's eval_info.json, of one environment or (since 0.4) several tasks. `arms`: a comparison in docs/results."""
 
     arms: tuple[_Recorded, ...] = ()
+    positions: dict[str, int] = {}
     per_episode: tuple[_Episode, ...] = ()
     per_task: tuple[_Task, ...] = ()
 
@@ -197,7 +197,7 @@ def _read_csv(path: Path) -> list[_Row]:
         # only the main part of each kind of file
         if not (compared and row["axis"]) and not (stressed and row["disturbance"] == ""):
             position = row.get("position") or row.get("seed") or None
-            arm, seed, stage = (row.get(key) or "" for key in ("arm", "training_seed", "stage"))
+            arm, seed, stage = ((row.get(key) or "").strip() for key in ("arm", "training_seed", "stage"))
             seed = (row["disturbance"], row["value"]) if stressed else seed
             found.append(_Row(arm, seed, position, success, stage))
     return found
@@ -211,9 +211,10 @@ def _read_json(path: Path) -> list[_Row]:
     info = read(_EvalInfo, read_json(path), f"{path}: ")
     rows = [_Row("", "", None if e.seed is None else str(e.seed), e.success) for e in info.per_episode]
     rows += [_Row("", "", None, success) for task in info.per_task for success in task.metrics.successes]
+    first = info.positions.get("seed", 0)
     for arm in info.arms:
         for seed, digits in arm.outcomes.items():
-            rows += [_Row(arm.name, seed, str(i), digit == "1") for i, digit in enumerate(digits)]
+            rows += [_Row(arm.name, seed, str(first + i), digit == "1") for i, digit in enumerate(digits)]
     return rows
 
 
@@ -230,9 +231,13 @@ def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | Non
         if settings.replays and a.disturbances:
             raise UserError(f"replays: expected arms without disturbances, got a stress test of {a.label}")
         if settings.replays:
-            design = _design(x, y, power=settings.power)
-            found["plan"] = plan_pairs(x, y, settings.replays, settings.gap, design)
+            found["plan"] = plan_pairs(x, y, settings.replays, settings.power)
+        found["method"] += ", of the stages reached" * bool(settings.stages)
     else:
+        if {*(a.positions or ())} & {*(b.positions or ())}:
+            raise UserError(
+                f"{a.label}, {b.label}: expected the same positions, or none in common, got some in common"
+            )
         for key in ("sequential", "stages", "replays"):
             if value := getattr(settings, key):
                 raise UserError(f"{key}: expected {a.label} and {b.label} on the same positions, got {value}")
@@ -287,7 +292,7 @@ def barnard(k: int, m: int, j: int, n: int) -> float:
     outside it (Berger & Boos 1994). scipy maximises over all rates, and often picks one that the data exclude. Beyond
     `_TABLES` tables, Fisher's exact test is used.
     """
-    if (m + 1) * (n + 1) > _TABLES:
+    if max((m + 1) * (n + 1), _CHANCES * max(m, n)) > _TABLES:
         return float(stats.fisher_exact([[k, j], [m - k, n - j]]).pvalue)
     x, y = np.ogrid[: m + 1, : n + 1]
     pooled = (x + y) / (m + n)

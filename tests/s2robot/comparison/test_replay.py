@@ -7,7 +7,6 @@ import pytest
 
 from s2robot.comparison.paired import mcnemar, sequential
 from s2robot.comparison.replay import MAX_PAIRS, draw_outcomes, fixed_pairs, plan_pairs, stopping_pairs
-from s2robot.comparison.settings import Power
 from s2robot.comparison.trials import StatsSettings, read_arms, stage_wins
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -38,7 +37,7 @@ def test_fixed_number_is_the_smallest_with_the_power_of_the_exact_test():
 
 
 @pytest.mark.parametrize("stages", [None, ("approach", "grasp", "lift", "held")])
-def test_error_rate_is_nominal_and_recorded_gaps_need_fewer_trials(stages):
+def test_error_rate_is_nominal_and_looks_save_trials(stages):
     """1,000 replays each of a difference of 26 points, by success and by stage, and of no difference."""
     arms = recorded("table10/result")
     a, b = arms["base-s2"], arms["base"]
@@ -49,7 +48,6 @@ def test_error_rate_is_nominal_and_recorded_gaps_need_fewer_trials(stages):
         reached = [np.where(success, stages[-1], failed) for success in done]
         one = [arm._replace(outcomes=d, stages=s) for arm, d, s in zip((a, b), done, reached, strict=True)]
         x, y = stage_wins(*one, StatsSettings(trials=("a",), stages=stages).stages)
-    plan = plan_pairs(x, y, 1000, 0.1, Power(base=float(y.mean()), correlation=0.3))
+    plan = plan_pairs(x, y, 1000, 0.8)
     assert 0.005 < plan["false"] <= 0.05
-    assert plan["mean"] < 0.6 * plan["planned"]  # planned for 10 points
     assert plan["mean"] < plan["known"] < plan["enough"]

@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,10 @@ def test_every_file_format_can_be_read(tmp_path):
     assert [arm.label for arm in read_arms(f"all:{tmp_path}")] == ["all x", "all y"]
     (tmp_path / "own.csv").write_text("success,axis,disturbance\n1,left,none\n0,,\n")
     assert read_arms(str(tmp_path / "own.csv"))[0].outcomes.sum(1) == [1]
+    assert (
+        read_arms(str(Path(__file__).parents[3] / "docs/results/size/cube25.json"))[0].positions[0]
+        == "150000"
+    )
     refuses("power: expected > 0.05, got 0.02", StatsSettings, trials=("a",), power=0.02)
 
 
@@ -163,6 +168,7 @@ def test_exit_code_is_the_verdict(tmp_path, monkeypatch, capsys):
         rows = [f"{i},{int(i < successes)}\n" for i in range(count)]
         (tmp_path / f"{name}.csv").write_text("position,success\n" + "".join(rows))
     assert main(["stats", "real.csv", "sim.csv", "simulated=sim", "hydra.run.dir=both"]) == 0
+    assert main(["stats", "real.csv", "sim.csv", "hydra.run.dir=own"]) == 2  # neither paired nor independent
     arm, _ = json.loads((tmp_path / "both" / "stats.json").read_text())["arms"]
     assert arm["predicted"]["simulated_only"] == 88 and arm["low"] < arm["predicted"]["success"] < arm["high"]
     assert "worth" in capsys.readouterr().out
