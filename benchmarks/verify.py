@@ -117,7 +117,7 @@ def table(*lines: Sequence[Any]) -> str:
 
 
 def counts(outcomes: np.ndarray) -> str:
-    return ", ".join(map(str, outcomes.sum(1)))
+    return ", ".join(f"{successes:g}" for successes in outcomes.sum(1))
 
 
 def arms_table(of: str) -> str:
@@ -126,7 +126,9 @@ def arms_table(of: str) -> str:
     for file in (RESULTS / folder).parent.glob(f"longer/{Path(folder).name}-*.json"):
         longer |= comparison(f"{Path(folder).parent}/longer/{file.stem}")[1]
     costs = [] if brief else ["GFLOPs a frame", "tokens", "ms an action"]
-    rows = [["arm", *costs, "success", "by training seed", *["with twice the steps"] * bool(longer)]]
+    rows = [
+        ["arm", *costs, "success", "by training seed", *["twice the steps, seeds 10 to 12"] * bool(longer)]
+    ]
     for arm in facts["arms"]:
         name, tokens = arm["name"], arm.get("tokens_per_frame", "")
         cost = [] if brief else [arm["gflops_per_frame"], tokens, f"{arm['ms_per_action']:.3g}"]
@@ -232,10 +234,8 @@ def measured(folder: str) -> dict[str, np.ndarray]:
 
 
 def episodes_table(folder: str) -> str:
-    rows = [
-        [name, counts(done.astype(int)), percent(done), f"{measure.mean():.3f}"]
-        for name, (done, measure) in measured(folder).items()
-    ]
+    found = measured(folder).items()
+    rows = [[name, counts(done), percent(done), f"{measure.mean():.3f}"] for name, (done, measure) in found]
     return table(["outcomes", "successes by training seed", "success [95 %]", "mean of the measure"], *rows)
 
 
@@ -243,9 +243,8 @@ def measure_table(of: str) -> str:
     """Return each arm's measure minus that of the next, `<folder> <arm> <arm> …`, with Holm's correction."""
     folder, *arms = of.split()
     found = [difference(*(measured(folder)[arm][1] for arm in pair)) for pair in pairwise(arms)]
-    p = [p_text(each) for each in holm([each.p for each in found])]
     names = [f"{ARMS[a]} − {ARMS[b]}" for a, b in pairwise(arms)]
-    rows = zip(names, map(points, found), p, strict=True)
+    rows = zip(names, map(points, found), map(p_text, holm([each.p for each in found])), strict=True)
     return table(["difference", "hundredths of the measure [95 %]", "p, Holm"], *rows)
 
 
@@ -278,8 +277,10 @@ def probe_table(folder: str) -> str:
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
     `stress stress`, `faults xarm7`, `episodes outside`, `measure pusht s2 two`, `probe probing`; or a figure: `success <source> <arm or row>`,
-    `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment/both`."""
+    `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment both`, on the axes that are not augmented."""
     kind, _, of = name.partition(" ")
+    if kind == "robust":
+        return f"{100 * stressed(of.split()[0])[of.split()[1]][:, AUGMENTED:].mean():.1f} %"
     if kind == "difference":
         source, a, b = of.split()
         return points(difference(comparison(source)[1][a], comparison(source)[1][b]))
@@ -291,7 +292,6 @@ def block(name: str) -> str:
         "pairs": pairs_table,
         "rows": success_table,
         "stress": stress_table,
-        "robust": lambda of: f"{100 * stressed(str(Path(of).parent))[Path(of).name].mean():.1f} %",
         "faults": faults_table,
         "unsafe": unsafe_commands,
         "episodes": episodes_table,
