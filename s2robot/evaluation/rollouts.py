@@ -42,15 +42,9 @@ class LearnedPlanner:
     """
 
     def __init__(
-        self,
-        policy: ChunkPolicy,
-        encoder: S2Encoder,
-        cameras: Sequence[str],
-        dtype: str = "float16",
-        device: str = "cpu",
-        threads: int | None = None,
-        tasks: Sequence[str] = (),
-    ):
+        self, policy: ChunkPolicy, encoder: S2Encoder, cameras: Sequence[str], dtype: str = "float16",
+        device: str = "cpu", threads: int | None = None, tasks: Sequence[str] = (),
+    ):  # fmt: skip
         self.policy, self.encoder, self.cameras, self.dtype = policy, encoder, tuple(cameras), dtype
         self.device, self.threads, self.tasks = device, threads, tasks
         self._task: str | None = None
@@ -142,16 +136,10 @@ class Rollouts(NamedTuple):
 
 
 def run_episodes(
-    env_config: TaskSettings,
-    planner: Planner,
-    episodes: int,
-    seed: int,
-    workers: int,
-    journal: Path,
+    env_config: TaskSettings, planner: Planner, episodes: int, seed: int, workers: int, journal: Path,
     progress: Callable[[int, int], None] = lambda done, successes: None,
-    settings: Mapping[str, Any] | None = None,
-    resume: bool = True,
-) -> Rollouts:
+    settings: Mapping[str, Any] | None = None, resume: bool = True,
+) -> Rollouts:  # fmt: skip
     """Try every position once; each episode is appended to the :class:`Journal` at ``journal`` as soon as it ends."""
     stored, spent = Journal(journal, settings, resume), Counter({"simulate_s": 0.0})
     todo = [(e, seed + e) for e in range(episodes) if e not in stored.records]
