@@ -1,8 +1,6 @@
-"""Measure export to LeRobot: CPU time of all threads, size and loss of images, for each way to store them.
+"""Measure export to LeRobot: CPU time of all threads, size and loss (PSNR over all frames) of images, for each way to store them.
 
-    python benchmarks/convert.py aloha
-
-PSNR is of the mean squared error over all frames.
+python benchmarks/convert.py aloha
 """
 
 import argparse

@@ -174,8 +174,8 @@ def primary_table(of: str) -> str:
 
 
 def success_table(name: str) -> str:
-    rows = [[row, counts(x), x.shape[1], percent(x)] for row, x in rows_of(name).items()]
-    return table(["row", "successes by training seed", "positions", "success [95 %]"], *rows)
+    rows = [[row, counts(x), percent(x)] for row, x in rows_of(name).items()]
+    return table(["row", "successes by training seed", "success [95 %]"], *rows)
 
 
 def stressed(folder: str) -> dict[str, np.ndarray]:
@@ -240,12 +240,14 @@ def episodes_table(folder: str) -> str:
 
 
 def measure_table(of: str) -> str:
-    """Return each arm's measure minus that of the next, `<folder> <arm> <arm> …`, with Holm's correction."""
+    """Return success and measure of `<folder> <arm> …`, each arm's measure minus that of the row above, with Holm's correction."""
     folder, *arms = of.split()
-    found = [difference(*(measured(folder)[arm][1] for arm in pair)) for pair in pairwise(arms)]
-    names = [f"{ARMS[a]} − {ARMS[b]}" for a, b in pairwise(arms)]
-    rows = zip(names, map(points, found), map(p_text, holm([each.p for each in found])), strict=True)
-    return table(["difference", "hundredths of the measure [95 %]", "p, Holm"], *rows)
+    x = measured(folder)
+    found = [difference(x[b][1], x[a][1]) for a, b in pairwise(arms)]
+    p = map(p_text, holm([each.p for each in found]))
+    gaps = ["", *(f"{points(each)}, p = {q}" for each, q in zip(found, p, strict=True))]
+    rows = ([ARMS[a], counts(x[a][0]), f"{x[a][1].mean():.3f}", d] for a, d in zip(arms, gaps, strict=True))
+    return table(["arm", "successes", "measure", "− the row above, hundredths [95 %], p by Holm"], *rows)
 
 
 def probe_table(folder: str) -> str:
@@ -276,7 +278,7 @@ def probe_table(folder: str) -> str:
 
 def block(name: str) -> str:
     """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
-    `stress stress`, `faults xarm7`, `episodes outside`, `measure pusht s2 two`, `probe probing`; or a figure: `success <source> <arm or row>`,
+    `stress stress`, `faults xarm7`, `episodes outside`, `measure pusht one two s2`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment both`, on the axes that are not augmented."""
     kind, _, of = name.partition(" ")
     if kind == "robust":
