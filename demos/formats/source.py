@@ -196,11 +196,11 @@ class Source(ABC):
         ``arrays``: for `action` and `proprio`, the available arrays and the format's usual ones.
         """
         names = {name: key for key, name in cameras.items()}
-        if len(names) < len(cameras):
-            raise mismatch(self.path, "cameras with different names", ", ".join(cameras))
         if (selected := self.choice.cameras) is not None:
             keys = [names.get(n, n) for n in chosen(selected, [*names, *cameras], "cameras", self.path)]
             cameras = {key: cameras[key] for key in keys}
+        if len({*cameras.values()}) < len(cameras):
+            raise mismatch(self.path, "cameras with different names", ", ".join(cameras))
         for array, (known, usual) in arrays.items():
             terms = [key.partition("[") for key in getattr(self.choice, array) or usual or (array,)]
             keys = [key for key, _, _ in terms]
