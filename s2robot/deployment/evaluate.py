@@ -62,8 +62,9 @@ def evaluate_on_arm(cfg: DictConfig, out: Path) -> dict[str, Any]:
         raise UserError("bridge.simulated: expected false, since a simulated arm has no scene, got true")
     with ExitStack() as stack:
         rig = Rig(cfg, stack)
+        evaluation = ArmEvaluation(rig, settings, world_on_arm(cfg), out)  # first: the check takes longer
         rig.check(out / "camera_check.png", live=True)
-        return ArmEvaluation(rig, settings, world_on_arm(cfg), out).run()
+        return evaluation.run()
 
 
 def world_on_arm(cfg: DictConfig) -> CubePickConfig:
