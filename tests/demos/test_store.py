@@ -102,9 +102,8 @@ def images_in_pieces(path: Path, patch, frames: int) -> EpisodeStore:
     return EpisodeStore.open(path, "a")
 
 
-@pytest.mark.parametrize(
-    "frames", [99, 3, 12]
-)  # the older layout, which existing datasets keep; small chunks; one chunk a file
+# 99: the older layout, which existing datasets keep; small chunks, several or one a file
+@pytest.mark.parametrize("frames", [99, 3, 12])
 def test_chunked_image_frames(tmp_path, monkeypatch, frames):
     """Any range can be read, zarr reads the files, the fingerprint is fixed, and a full disk loses no earlier frame."""
     store = images_in_pieces(tmp_path / "a.zarr", monkeypatch, frames)

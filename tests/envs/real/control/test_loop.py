@@ -218,11 +218,8 @@ def put(**change):
 
 def pushed_in_a_hold(arm, film):
     film.end()
-    arm.read, read, end = (
-        lambda: replace(read(), q=arm.q + 0.3 * (arm.clock.now() > end) * np.eye(7)[1]),
-        arm.read,
-        arm.clock.now() + 0.5,
-    )
+    read, begin = arm.read, arm.clock.now()
+    arm.read = lambda: replace(read(), q=arm.q + 0.3 * (arm.clock.now() > begin + 0.5) * np.eye(7)[1])
 
 
 @pytest.mark.parametrize(
