@@ -256,10 +256,10 @@ def drawing() -> str:
 # Line limits of each group of packages, comments and docstrings included; the trailing comment is the goal.
 # The first group with a matching prefix counts a module.
 BUDGETS: dict[str, tuple[tuple[str, ...], int]] = {
-    "arm": (("envs.real", "deployment"), 8766),  # 7000
+    "arm": (("envs.real", "deployment"), 8768),  # 7000
     "envs": (("envs",), 3610),  # 3700
     "demos": (("demos", "inspection"), 5252),  # 4000
-    "policies": (("policies",), 3068),  # 3000
+    "policies": (("policies",), 3066),  # 3000
     "vision": (("backbones", "s2", "encoders", "vlm", "features"), 3437),  # 3600
     "training": (("training", "pretraining"), 1982),  # 1800
     "evaluation": (("evaluation", "comparison", "dagger", "reporting"), 4422),  # 4000

@@ -192,8 +192,7 @@ class ArmRecording:
         session.operator.watch()
         aborted, max_steps = "", self.settings.max_steps
         try:
-            while not (aborted or controls.ended or len(recorder) >= max_steps):
-                left = max_steps - len(recorder)
+            while not (aborted or controls.ended) and (left := max_steps - len(recorder)) > 0:
                 aborted = self._lead(left) if self._leads else session.act(left).fault
                 session.check_stop()
         finally:
@@ -202,12 +201,15 @@ class ArmRecording:
             return f"{len(recorder)} steps, {aborted or 'discarded'}"
         if self.corrects and not any(self.shared.persons):
             return "the policy needed no help"
-        success = session.operator.success()
-        if not session.operator.keep():
-            return "discarded by the operator"
         meta: dict[str, Any] = {"persons": self.shared.persons} if self.corrects else {}
-        session.store(recorder, success=success, seed=seed, **meta)
-        return ""
+        success, keep = False, True  # if a question is interrupted
+        try:
+            success = session.operator.success()
+            keep = session.operator.keep()
+        finally:
+            if keep:
+                session.store(recorder, success=success, seed=seed, **meta)
+        return "" if keep else "discarded by the operator"
 
     def _lead(self, steps: int) -> str:
         """Let the person guide the arm until they hand back control; return why that was aborted, or ""."""

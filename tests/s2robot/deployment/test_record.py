@@ -142,6 +142,16 @@ def test_sessions_resume_at_the_next_position_without_discarded_episodes(config,
     assert list(again.meta("seed")) == [SEED + 1, SEED + 2]
 
 
+def test_demo_is_kept_as_failed_if_its_questions_are_interrupted(config, emulator, monkeypatch, tmp_path):
+    def interrupt(operator):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EmulatedOperator, "success", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ArmRecording(config("teach"), None, person(wave(emulator))).run()
+    assert EpisodeStore.open(tmp_path / "out.zarr").meta("success").tolist() == [False]
+
+
 def test_demo_is_teleoperated_with_keys(config, emulator, monkeypatch):
     place = EmulatedOperator.place  # meanwhile, somebody bumps the buttons of a SpaceMouse
     bumped = lambda *inputs: (place(*inputs), *map(recording.controls.on_button, (0, 1)))[0]  # noqa: E731
