@@ -135,9 +135,9 @@ def _read(facts: Facts, shape: Sequence[int], size: Size) -> Facts:
         candidates = sorted((shape[1] - n, n) for n in cells.values() if 0 <= shape[1] - n <= 16)
         for extra, count in candidates[:1]:
             hint = f" ({shape[1]} tokens are {count} + {extra}: num_prefix_tokens={extra}?)"
+    kind = f"whole square patches of {patch or 'any number of'} pixels"
     raise ValueError(
-        f"expected tokens (1, {prefix or 0} + N, D) or a map, for whole square patches of {patch or 'any number of'} "
-        f"pixels, got {tuple(shape)}{hint}"
+        f"expected tokens (1, {prefix or 0} + N, D) or a map of {kind}, got {tuple(shape)}{hint}"
     )
 
 

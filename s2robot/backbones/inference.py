@@ -191,10 +191,8 @@ class PackedLinear(nn.Linear):
         plain = (
             self._packed is None
             or torch.compiler.is_compiling()
-            or x.device.type != "cpu"
-            or x.dtype != self._packed.dtype
-            or self.weight.dtype != self._packed.dtype
-            or self.weight.device.type != "cpu"
+            or {x.device.type, self.weight.device.type} != {"cpu"}
+            or {x.dtype, self.weight.dtype} != {self._packed.dtype}
             or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
         )
         if plain:
@@ -202,6 +200,10 @@ class PackedLinear(nn.Linear):
             return out if self.gelu is None else F.gelu(out, approximate=self.gelu)
         post = "none" if self.gelu is None else "gelu"
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, post, [], self.gelu)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        PackedLinear.from_linear(self, self.gelu)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_packed"}  # it cannot be serialised

@@ -13,10 +13,13 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from operator import index
+from types import NoneType
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +40,7 @@ HUGGING_FACE = (
     | dict.fromkeys(("dinov3_convnext", "convnext", "convnextv2", "resnet", "swin"), IMAGENET)
 )
 STAGES = ("blocks", "stages", "layers")  # the attribute that holds a timm model's blocks
+_OF_ALL = vars(nn.Module())  # attributes of every module
 # libraries whose source `structure` leaves out
 LIBRARIES = ("torch.nn.", "timm.", "torchvision.", "transformers.", "dinov2.", "s2robot.")
 
@@ -154,15 +158,13 @@ def features(out: Any, num_prefix_tokens: int | None = None) -> Tensor:
     elif isinstance(out, tuple | list) and out:
         out = out[0]
     if not isinstance(out, Tensor):
-        raise TypeError(
-            f"expected a tensor or an object with last_hidden_state, got a {found}; wrap the model in a function that "
-            "returns its tokens"
-        )
+        hint = "wrap the model in a function that returns its tokens"
+        raise TypeError(f"expected a tensor or an object with last_hidden_state, got a {found}; {hint}")
     return out
 
 
 def structure(model: nn.Module) -> str | None:
-    """Describe a model's code and settings identically on every machine; None if its source is not available.
+    """Describe a model's code and settings identically on every machine; None if its source, or a setting, cannot be read.
 
     Contains the layers' names and numbers (no weight shows the attention heads), without names that depend on the
     library's version or the machine (`fused_attn`, a checkpoint's path). Of classes that come from no known library, it
@@ -173,31 +175,39 @@ def structure(model: nn.Module) -> str | None:
     own = [b for b in bases if issubclass(b, nn.Module) and not f"{b.__module__}.".startswith(LIBRARIES)]
     if any(isinstance(m, Function | torch.jit.ScriptModule | torch.fx.GraphModule) for m in modules.values()):
         return None
+    settings = {}
     try:
         code = sorted(inspect.getsource(base) for base in own)
-    except (OSError, TypeError):  # defined in an interpreter, or generated
+        for name, module in modules.items():
+            found = {key: value for key, value in vars(module).items() if key not in _OF_ALL}
+            if type(module) in own:  # private containers may be caches
+                found = {k: v for k, v in found.items() if k[0] != "_" or type(v) in (int, float, str)}
+                settings[name] = _plain({**found, **module._buffers})
+            else:
+                settings[name] = {k: v for k, v in found.items() if k[0] != "_" and _are_numbers(v)}
+    except (
+        OSError,
+        TypeError,
+    ):  # defined in an interpreter, or generated; a setting without a text of its own
         return None
-    settings = {}
-    for name, module in modules.items():
-        found, fits = dict(vars(module)), _are_numbers
-        if type(module) in own:
-            found, fits = {**found, **module._buffers}, _is_plain
-        settings[name] = {k: v for k, v in found.items() if k[0] != "_" and k != "training" and fits(v)}
     config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
     config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
-    as_text = lambda v: weights_sha256({"": v}) if isinstance(v, Tensor) else str(v)  # noqa: E731
-    return json.dumps([repr(model), settings, config, code], sort_keys=True, default=as_text)
+    return json.dumps([repr(model), settings, config, code], sort_keys=True, default=str)
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether a setting is the same on every machine: no path, and no object that is written with its address."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) for key in value) and all(map(_is_plain, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, str):
-        return "/" not in value
-    return value is None or isinstance(value, bool | int | float | Tensor)
+def _plain(value: Any) -> Any:
+    """Return a setting in a form that is the same on every machine, a path as None. Raises TypeError if there is none."""
+    value = getattr(value, "__qualname__", value)  # of a function or class
+    value = vars(value) if is_dataclass(value) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return sorted(map(str, value)) if isinstance(value, set | frozenset) else [*map(_plain, value)]
+    if isinstance(value, np.ndarray | Tensor):
+        return weights_sha256({"": torch.as_tensor(value)})
+    if not isinstance(value, NoneType | bool | int | float | str | torch.dtype):
+        raise TypeError(type(value))
+    return None if "/" in str(value) else value
 
 
 def _are_numbers(value: Any) -> bool:

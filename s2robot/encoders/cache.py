@@ -131,10 +131,8 @@ class FeatureCache:
     def features(self) -> np.ndarray:
         """All features, read-only (T, C, N, D), memory-mapped. Raises UserError if required episodes are missing."""
         if missing := self.missing():
-            raise UserError(
-                f"{self.path}: features of {len(missing)} of {len(self.required)} episodes are missing "
-                f"(first {missing[0]}); build the cache first"
-            )
+            which = f"{len(missing)} of {len(self.required)} episodes are missing (first {missing[0]})"
+            raise UserError(f"{self.path}: features of {which}; build the cache first")
         if not self.nbytes or not self.required:
             return np.broadcast_to(self.dtype.type(0), self.shape)
         return np.memmap(self.path / "features.bin", self.dtype, "r", shape=self.shape)
@@ -169,10 +167,8 @@ class FeatureCache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise UserError(
-                f"{self.path}: the disk is full; the cache needs {self.nbytes / 1e6:.0f} MB; "
-                "episodes encoded so far are kept"
-            ) from error
+            why = f"the disk is full; the cache needs {self.nbytes / 1e6:.0f} MB; episodes encoded so far are kept"
+            raise UserError(f"{self.path}: {why}") from error
         return self.features
 
     def _encode_missing(
@@ -233,10 +229,8 @@ class FeatureCache:
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(tokens, dtype=self.dtype)
         if values.shape != shape or not np.isfinite(values).all():
-            raise UserError(
-                f"episode {i}: expected {shape} finite {self.dtype.name}, got {tokens.shape} up to "
-                f"{np.abs(tokens).max(initial=0):g}"
-            )
+            got = f"{tokens.shape} up to {np.abs(tokens).max(initial=0):g}"
+            raise UserError(f"episode {i}: expected {shape} finite {self.dtype.name}, got {got}")
         return values
 
     def _start(self) -> None:
@@ -277,7 +271,7 @@ class Joined:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Return a copy of the rows (n, ...) at a slice, list or array of indices (n,)."""
-        indices = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
+        indices = np.arange(len(self))[rows]
         out = np.empty((len(indices), *self.shape[1:]), self.arrays[0].dtype)
         array_of = np.searchsorted(self._ends, indices, "right")
         for i, array in enumerate(self.arrays):

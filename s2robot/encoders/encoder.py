@@ -126,6 +126,11 @@ class S2Encoder(nn.Module):
             self.computes_in, self.model = dtype, prepare(self.model, dtype)
         return self
 
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        raise UserError(
+            "encoder: load weights into the model before S2Encoder, whose fingerprint covers them"
+        )
+
     def train(self, mode: bool = True) -> S2Encoder:
         """Stay in evaluation mode."""
         return super().train(False)
@@ -189,14 +194,12 @@ class S2Encoder(nn.Module):
     def fingerprint(self) -> str:
         """sha256 of everything that determines a feature: model, weights, preprocessing, sizes, pool, dtype.
 
-        Raises UserError for a function, or a class without source, if there is no `describe`: two of them would share
-        a fingerprint, and a cache would mix up their features.
+        Raises UserError for a function, a class without source or an object among the settings, if there is no `describe`:
+        two of them would share a fingerprint, and a cache would mix up their features.
         """
         if self._structure is None:
-            raise UserError(
-                f"describe: expected a mapping that identifies {self.architecture}, such as {{'version': 1}}, because "
-                "its source is not available"
-            )
+            what = f"a mapping that identifies {self.architecture}, such as {{'version': 1}}"
+            raise UserError(f"describe: expected {what}, because its source or a setting is not readable")
         parts: dict[str, Any] = {
             "architecture": self.describe,
             "module": self.architecture,

@@ -50,9 +50,9 @@ def forward(
     counts = [math.ceil(size / (max_split_size or side)) for size in sizes]
     equal = sizes and all(size % count == 0 for size, count in zip(sizes, counts, strict=True))
     if input.ndim != 4 or input.shape[2] != side or not equal:
+        got = f"{tuple(input.shape)} and {sizes} (S2 accepts any frame)"
         raise UserError(
-            "input, scales: expected (B, C, side, side) and sizes that equal tiles cover (S2 accepts any frame), got "
-            f"{tuple(input.shape)} and {sizes}"
+            f"input, scales: expected (B, C, side, side) and sizes that equal tiles cover, got {got}"
         )
     maps, fronts = [], []
     for size, count in zip(sizes, counts, strict=True):

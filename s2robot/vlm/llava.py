@@ -123,9 +123,8 @@ def _inner(model: Any) -> Any:
     both = (model, getattr(inner, "vision_tower", None))
     kinds = (getattr(getattr(m, "config", None), "model_type", None) for m in both)
     if (found := tuple(kinds))[0] != "llava" or found[1] not in TOWERS:
-        raise UserError(
-            f"model: expected a llava with one of {', '.join(TOWERS)}, got {type(model).__name__} {found}"
-        )
+        got = f"{type(model).__name__} {found}"
+        raise UserError(f"model: expected a llava with one of {', '.join(TOWERS)}, got {got}")
     return inner
 
 

@@ -120,6 +120,8 @@ def test_model_and_prepared_copy_are_independent(make, dtype):
         for t in (*model.parameters(), *model.buffers()):
             t.add_(1)
     assert all(torch.equal(v, copied[k]) for k, v in fast.state_dict().items())
+    fast.load_state_dict(model.state_dict())
+    torch.testing.assert_close(fast(images()), prepare(model, dtype)(images()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])

@@ -176,9 +176,11 @@ def test_fingerprint_of_a_custom_model_covers_more_than_its_weights():
     models.append(timm_vit(3, act_layer=torch.nn.ReLU))
     encoders = [S2Encoder(model, (16,)) for model in models]
     own = [Patches(), Coarsest()]
-    for setting in (True, False, "a", {"gain": [2.0]}, torch.ones(2), torch.zeros(2)):
+    plain = True, False, "a", {"gain": [2.0]}, {3}, F.relu, torch.half
+    shown = [{"setting": each} for each in (*plain, torch.ones(2), torch.zeros(2), np.ones(3))]
+    for settings in (*shown, {"_gain": 2.0}):
         own.append(Patches())
-        own[-1].setting = setting  # neither its source nor its weights show it
+        vars(own[-1]).update(settings)  # neither its source nor its weights show them
     encoders += [S2Encoder(model, (16,), tile=16) for model in own]
     assert len({encoder.fingerprint for encoder in encoders}) == len(encoders)
     again = hugging_face(3, name_or_path="a/folder/of/this/machine")
@@ -188,11 +190,14 @@ def test_fingerprint_of_a_custom_model_covers_more_than_its_weights():
 
 def test_fingerprint_of_unreadable_code_requires_a_description():
     exec("class Typed(torch.nn.Module):\n    forward = Patches.forward", globals(), names := {})
-    for model in (Patches().forward, torch.jit.trace(Patches(), torch.zeros(1, 3, 8, 8)), names["Typed"]()):
+    vars(opaque := Patches())["setting"] = object()
+    traced = torch.jit.trace(Patches(), torch.zeros(1, 3, 8, 8))
+    for model in (Patches().forward, traced, names["Typed"](), opaque):
         with pytest.raises(UserError, match="describe: "):
             _ = S2Encoder(model, (8, 16), tile=8).fingerprint
         one, two = (S2Encoder(model, (8, 16), tile=8, describe={"version": v}).fingerprint for v in (1, 2))
         assert one != two
+    refuses("^encoder: load weights ", S2Encoder(Patches(), (16,), tile=16).load_state_dict, {})
 
 
 def test_encoder_from_a_file_whole_or_cut_after_a_block(tiny_encoder):
