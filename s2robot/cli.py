@@ -31,7 +31,7 @@ from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import is_first, run_folder
 from s2robot.core.settings import read
 from s2robot.core.workers import Local, prepare, running_on
-from s2robot.overrides import groups_of, key_of
+from s2robot.overrides import groups_of, key_of, path_word, quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -120,8 +120,8 @@ def _resume(verb: str, overrides: list[str], stop: KeyboardInterrupt) -> str:
     if not VERBS[verb].resumes or folder is None or not folder.exists() or _SWEEP & {*overrides}:
         return ""
     others = [o for o in overrides if key_of(o) != "hydra.run.dir"]
-    path = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"; resume with: {shlex.join(['s2robot', verb, *others, f'hydra.run.dir={path}'])}"
+    path = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"; resume with: {shlex.join(['s2robot', verb, *others, f'hydra.run.dir={path_word(path)}'])}"
 
 
 def _translated(verb: Verb, args: list[str]) -> list[str]:
@@ -129,24 +129,21 @@ def _translated(verb: Verb, args: list[str]) -> list[str]:
     remaining, overrides, words = iter(args), [], []
     for arg in remaining:
         flag, equals, value = arg.partition("=")
+        is_word = verb.words and (not equals or Path(arg).exists())
         if override := verb.flags.get(flag):
             if "{}" in override and not equals:
                 value = next(remaining, "")
             if ("{}" in override) != (value not in ("", *verb.flags)):
                 raise UserError(f"{flag}: expected {'a' if '{}' in override else 'no'} value, got '{value}'")
-            overrides.append(override.format(value if value.isdigit() else _quoted(value)))
+            overrides.append(override.format(value if value.isdigit() else quoted(value)))
         elif arg[:2] == "--" and flag not in _HYDRA_FLAGS:
             name, value = flag[2:].replace("-", "_"), value or next(remaining, "<value>")
             raise UserError(f"{flag}: unknown flag; write {name}={value}")
-        elif verb.words and arg[:1] not in "-~+" and "=" not in arg and overrides[-1:] != ["--cfg"]:
-            words.append(_quoted(arg))
+        elif is_word and arg[:1] not in "-~+" and overrides[-1:] != ["--cfg"]:
+            words.append(quoted(arg))
         else:
             overrides.append(arg)
     return overrides + ([f"{verb.words}=[{','.join(words)}]"] if words else [])
-
-
-def _quoted(value: str) -> str:
-    return "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))
 
 
 def summary_of(verb: str) -> str:

@@ -113,9 +113,7 @@ class DemosSettings(Settings, at="demos"):
         if self.foreign and self.split is None:
             return None
         if not self.plain:
-            raise UserError(
-                "demos: expected demos.episodes=<number>, as this verb uses only the first episodes"
-            )
+            raise UserError("demos: expected demos.episodes=<number>, as this verb uses only the first ones")
         return self.episodes
 
     def is_external(self) -> bool:

@@ -19,7 +19,7 @@ _OF_DEMOS = ("data", "rate_hz", "action", "proprio", "cameras", "clip")
 _CHECKPOINTS = ("checkpoint", "recording.checkpoint", "train.from", "a", "b")
 # Operating system errors that are reported in one line, without a traceback.
 _MACHINE_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,  # an unusable path
 }  # fmt: skip
 
@@ -27,6 +27,16 @@ _MACHINE_ERRORS = {
 def key_of(override: str) -> str:
     """Return `train.seed` of `train.seed=0`, `+train.seed=0` or `~train.seed`."""
     return override.split("=", 1)[0].lstrip("+~").split("@")[0]
+
+
+def quoted(value: str) -> str:
+    """Return a value quoted for Hydra, where a backslash is special only before a quote."""
+    return "'{}'".format(re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", "\\'"))
+
+
+def path_word(path: Path) -> str:
+    """Return a path, quoted for Hydra if necessary."""
+    return text if re.fullmatch(r"[\w./+-]+", text := str(path), re.ASCII) else quoted(text)
 
 
 def of_record(override: str) -> str:

@@ -68,7 +68,7 @@ def dagger(cfg: DictConfig) -> None:
         with timed("train"):
             return pipeline.train_policy(task, store, encoder, features, folder)
 
-    checkpoint = Path(cfg.recording.checkpoint or trained(task, out / "round_0"))
+    checkpoint = Path(str(cfg.recording.checkpoint or trained(task, out / "round_0")))
     demos = out / "demos.zarr"
     corrected = replace(task, demos=DemosSettings(path=str(demos)))
     for i in range(1, rounds + 1):
@@ -110,7 +110,7 @@ def _prepare(cfg: DictConfig, out: Path, file: Path) -> tuple[pipeline.Task, lis
     task.lineage(demos).refuse(evaluation.positions, demos.path, "evaluate.seed")
     claim(out / "rounds.settings.json", _deciding(cfg), "choose another run directory")
     rows: list[dict[str, Any]] = read_json(file) if file.exists() else []
-    if len(rows) < settings.rounds and (out / "summary.json").exists() and cfg.evaluate.resume:
+    if len(rows) < settings.rounds and (out / "episodes.jsonl").exists() and cfg.evaluate.resume:
         hint = "choose another run directory, or set evaluate.resume=false to evaluate again"
         raise UserError(f"{out}: expected an unfinished run, got an evaluation of {len(rows)} rounds; {hint}")
     return task, rows

@@ -134,6 +134,7 @@ def _reason(job: Job, code: int) -> str:
     """Return the signal that ended a job, else the error in its log, else the last line of the log."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
-    lines, mark = job.file("log").read_text("utf-8", "replace").split("\n"), f"s2robot {job.verb}: error: "
+    log, mark = job.file("log").read_text("utf-8", "replace"), f"s2robot {job.verb}: error: "
+    lines = log.rpartition("\n$ s2robot")[2].split("\n")  # of the last attempt
     errors = [line.removeprefix(mark) for line in lines if line.startswith(mark)]
     return (errors or [line for line in lines if line.strip()])[-1]

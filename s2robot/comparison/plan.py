@@ -5,7 +5,6 @@ policies = training(plan, plan.main)              # (arm, training seed) -> trai
 evaluation(plan, plan.main, policies, 128)        # evaluation jobs, which depend on the training jobs
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -34,7 +33,7 @@ from s2robot.envs.gl import require_simulator
 from s2robot.envs.task import TaskSettings
 from s2robot.evaluation.evaluate import EvaluateSettings
 from s2robot.evaluation.records import read_records
-from s2robot.overrides import key_of, of_record
+from s2robot.overrides import key_of, of_record, path_word
 from s2robot.training.settings import TrainSettings
 
 Policies = Mapping[tuple[str, int], Job]  # (arm, training seed) -> training job
@@ -147,7 +146,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
         raise UserError(f"train.seed: expected {expected}, got one seed")
     common = [*experiment.overrides, *for_arms]
     if settings.records:
-        common.append(f"demos.path={word(out / 'demos.zarr')}")
+        common.append(f"demos.path={path_word(out / 'demos.zarr')}")
     with _errors_about("all arms"):
         positions = read(EvaluateSettings, settings_of("evaluate", common).evaluate, "evaluate").positions
         if settings.records:
@@ -178,13 +177,13 @@ def demos_of(plan: Plan) -> EpisodeStore:
 
 
 def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
-    """Return an axis's default and a world for each value. UserError for a key that no stage has, or for too many demos."""
+    """Return an axis's default (None: the arms differ) and a world for each value. UserError for a wrong key or value."""
     verb = "evaluate" if axis.key.startswith("evaluate.") else "train"
     settings = [settings_of(verb, [*plan.common, *arm.overrides]) for arm in plan.arms]
     values = [OmegaConf.select(each, key_of(axis.key), default=_NOTHING) for each in settings]
     if _NOTHING in values:
         raise UserError(f"axes: expected a key that training or evaluation has, got {axis.key}")
-    default = plain(values[0]) if values.count(values[0]) == len(values) else None  # None: the arms differ
+    default = plain(values[0]) if values.count(values[0]) == len(values) else _NOTHING
     if axis.key == "demos.episodes":
         exists = plan.main.recording is None
         total = len(demos_of(plan)) if exists else int(settings_of("record", plan.common).episodes)
@@ -197,17 +196,19 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
         if value == default:
             worlds.append(plan.main._replace(value=value))
             continue
-        root, label = plan.out / "axes" / name / str(value), f"{name} {value}, "
-        words, recording = [f"{axis.key}={value}"], None
+        root, label = plan.out / "axes" / name / str(value).replace("/", "_"), f"{name} {value}, "
+        words, recording = [f"{axis.key}={'null' if value is None else value}"], None
+        for arm in plan.arms:  # a wrong value would fail after the main comparison
+            _resolve(arm.replace(overrides=()), [*plan.common, *arm.overrides, *words])
         if axis.record:
             recording = _recording(root, label, [*plan.common, *words], plan.out)
-            words.append(f"demos.path={word(root / 'demos.zarr')}")
+            words.append(f"demos.path={path_word(root / 'demos.zarr')}")
         worlds.append(World(root, label, tuple(words), recording, value, trains=axis.record or axis.train))
-    return default, worlds
+    return None if default is _NOTHING else default, worlds
 
 
 def _recording(root: Path, label: str, words: Sequence[str], out: Path) -> Job:
-    own = (*overrides_for("record", words), f"out={word(root / 'demos.zarr')}")
+    own = (*overrides_for("record", words), f"out={path_word(root / 'demos.zarr')}")
     return _job(f"{label}demos: record", "record", own, root / "record", out)
 
 
@@ -238,7 +239,7 @@ def evaluation(plan: Plan, world: World, policies: Policies, episodes: int) -> l
         folder, policy = plan.folder(world, arm, seed), policies[arm.name, seed]
         own = ["evaluate.videos=0", *plan.common, *arm.overrides, *world.words]
         own = overrides_for("evaluate", [*own, f"evaluate.episodes={episodes}"])
-        words = (f"checkpoint={word(policy.stamp.parent / 'checkpoint')}", *own)
+        words = (f"checkpoint={path_word(policy.stamp.parent / 'checkpoint')}", *own)
         name = f"{world.label}{arm.name} seed {seed}: evaluate {episodes} positions"
         job = _job(name, "evaluate", words, folder / f"evaluate-{episodes}", plan.out, (policy,))
         jobs.append(job._replace(lines=(folder / "episodes.jsonl", episodes)))
@@ -249,7 +250,7 @@ def _job(
     name: str, verb: str, words: Sequence[str], stamp: Path, root: Path, needs: tuple[Job, ...] = ()
 ) -> Job:
     # an arm's stages share a folder, but have separate config folders in it
-    folders = f"hydra.run.dir={word(stamp.parent)}", f"hydra.output_subdir=.hydra-{verb}"
+    folders = f"hydra.run.dir={path_word(stamp.parent)}", f"hydra.output_subdir=.hydra-{verb}"
     return Job(name, verb, (*words, *folders), stamp, needs, root)
 
 
@@ -258,9 +259,3 @@ def read_runs(plan: Plan, world: World, episodes: int) -> Runs:
     for arm, seed in product(plan.arms, plan.seeds):
         runs[arm.name][seed] = read_records(plan.folder(world, arm, seed) / "episodes.jsonl", episodes)
     return runs
-
-
-def word(path: Path) -> str:
-    """Return a path quoted for Hydra."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", "\\'") + "'"

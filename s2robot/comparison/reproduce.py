@@ -42,6 +42,8 @@ def reproduce(cfg: DictConfig) -> int:
     """Evaluate the first ``episodes`` of a run again, print the differences and the verdict; return its exit code."""
     settings, out = read_some(ReproduceSettings, cfg), Path(cfg.run_dir)
     summary = read_summary(settings.run / "summary.json")
+    if "world" in summary or out.resolve() == settings.run.resolve():
+        raise UserError(f"run: expected a simulated run in another folder, got {settings.run}")
     records = read_records(settings.run / "episodes.jsonl", settings.episodes)
     identity = read_json(settings.run / "episodes.settings.json")
     checkpoint = settings.checkpoint or settings.run / "checkpoint"

@@ -204,6 +204,8 @@ def _read_csv(path: Path) -> list[_Row]:
 
 
 def _read_run(path: Path) -> list[_Row]:
+    if path.stem == "episodes" and not path.with_name("summary.json").exists():
+        print(f"note: {path}: its evaluation did not finish, and short episodes finish first")
     return [_Row("", "", str(r["seed"]), r["success"], r["stage"]) for r in read_records(path)]
 
 
@@ -221,8 +223,9 @@ def _read_json(path: Path) -> list[_Row]:
 def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | None = None) -> dict[str, Any]:
     """Return the difference in success of a and b, as in compare.json, and the gap detectable with ``settings.power``. With
     ``settings.stages``, an arm wins a position by reaching a later stage. ``seq_alpha``: see `pair_figures`."""
+    both = f"{a.label}, {b.label}"
     if a.disturbances != b.disturbances:
-        raise UserError(f"{a.label}, {b.label}: expected the same disturbances for both")
+        raise UserError(f"{both}: expected the same disturbances for both")
     if matched := a.positions is not None and a.positions == b.positions:
         x, y = stage_wins(a, b, settings.stages) if settings.stages else (a.outcomes, b.outcomes)
         each = max(1, len(a.disturbances))
@@ -235,14 +238,11 @@ def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | Non
         found["method"] += ", of the stages reached" * bool(settings.stages)
     else:
         if {*(a.positions or ())} & {*(b.positions or ())}:
-            raise UserError(
-                f"{a.label}, {b.label}: expected the same positions, or none in common, got some in common"
-            )
+            raise UserError(f"{both}: expected the same positions, or none in common, got some in common")
         for key in ("sequential", "stages", "replays"):
             if value := getattr(settings, key):
                 raise UserError(f"{key}: expected {a.label} and {b.label} on the same positions, got {value}")
         if len(a.outcomes) > 1 or len(b.outcomes) > 1:
-            both = f"{a.label}, {b.label}"
             raise UserError(f"{both}: expected the same positions for arms of several training seeds")
         found = {"a": a.label, "b": b.label, **independent(a.outcomes[0], b.outcomes[0])}
         found |= {"scope": "new trials", "method": _METHOD}

@@ -18,7 +18,7 @@ from s2robot.core.files import write_text
 LOCK = ".lock"
 _WAIT_S = 5.0  # time for a killed process to end
 INHERITED = "S2ROBOT_HELD_FOLDERS"  # environment variable: directories that the parent process has locked
-_HELD = {Path(p) for p in os.environ.get(INHERITED, "").split(os.pathsep) if p}  # locked by us or a parent
+_HELD = {Path(p) for p in os.environ.get(INHERITED, "").split("\n") if p}  # locked by us or a parent
 
 
 def is_first() -> bool:
@@ -29,7 +29,7 @@ def is_first() -> bool:
 
 def held() -> dict[str, str]:
     """Return the environment that lets a child process work in the directories locked by this one."""
-    return {INHERITED: os.pathsep.join(sorted(map(str, _HELD)))}
+    return {INHERITED: "\n".join(sorted(map(str, _HELD)))}
 
 
 @contextmanager

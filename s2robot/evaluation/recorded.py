@@ -39,6 +39,7 @@ _ABOUT = (
     "rotation. Normalised: divided by the spread in the training demos. Of repeating, of the mean: the policy's error relative "
     "to that baseline's error. Intervals are over episodes (jackknife, Student's t)."
 )
+_UNNAMED = "its run directory does not name its demos, expected demos.path=<the dataset>"
 
 
 class RecordedSettings(Settings, at="evaluate", file="evaluate/recorded"):
@@ -65,6 +66,8 @@ def evaluate_recorded(cfg: DictConfig, checkpoint: Path, out: Path) -> dict[str,
     features = read(FeaturesSettings, plain(cfg.features) | known, "features")
     _check(store, contract, policy, encoder)
     trained = (lineage := Lineage.of(contract, checkpoint)).seen(store)
+    if not (trained or lineage.unknown or demos is typed):  # another command ran in the same folder since
+        raise UserError(f"{checkpoint}: {_UNNAMED}")
     asked = typed.episodes if only is None else list(range(len(store)))
     chosen = _chosen(asked, trained, store, checkpoint)
     encoded, _ = encode_demos(store, encoder, policy.spec.cameras, features, np.array(chosen))
@@ -110,8 +113,7 @@ def _chosen(episodes: Any, trained: list[int], store: EpisodeStore, checkpoint: 
 def _of_training(checkpoint: Path) -> DemosSettings:
     """Return the demos named in the checkpoint's run directory; UserError if there is none."""
     config = checkpoint.resolve().parent / ".hydra"
-    why = "its run directory does not name its demos, expected demos.path=<the dataset>"
-    with reported(f"{checkpoint}: {why}"):  # missing or damaged
+    with reported(f"{checkpoint}: {_UNNAMED}"):  # missing or damaged
         stored: Any = OmegaConf.load(config / "config.yaml")
         found = dict(plain(stored.demos))
         if stored.get("record") is True:  # `s2robot run record=true` sets the path after writing the config

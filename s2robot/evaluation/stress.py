@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from pydantic import Field, field_validator
 
-from s2robot.config import task_settings
+from s2robot.config import path_of, task_settings
 from s2robot.core.errors import UserError, one_of
 from s2robot.core.files import write_csv, write_json
 from s2robot.core.progress import bar
@@ -107,7 +107,7 @@ def stress(cfg: DictConfig) -> dict[str, Any]:
 
     UserError, before anything runs, if policy, world, positions, axes and run directory do not fit together.
     """
-    settings, checkpoint, out = read_some(StressSettings, cfg), Path(cfg.checkpoint), Path(cfg.run_dir)
+    settings, checkpoint, out = read_some(StressSettings, cfg), path_of(cfg, "checkpoint"), Path(cfg.run_dir)
     policy, encoder, contract = load_networks(checkpoint, torch.device("cpu"), cfg.encoder.checkpoint)
     config, contract, _ = world_for(task_settings(cfg), contract, image_size_of(contract, encoder))
     Lineage.of(contract, name=checkpoint).refuse(settings.positions, checkpoint, "seed")

@@ -53,9 +53,7 @@ def film(world: TaskSettings, record: Mapping[str, Any], actions: np.ndarray, pa
         frames, stages = rerun(env, record["seed"], actions)
     if stages[-1] != record["stage"]:
         expected = f"expected the recorded final stage {record['stage']}, got {stages[-1]}"
-        raise UserError(
-            f"{path}: seed {record['seed']}: {expected}; not repeatable here, set evaluate.videos=0"
-        )
+        raise UserError(f"{path}: seed {record['seed']}: {expected}; not repeatable, set evaluate.videos=0")
     return write_video(path, frames, record, stages=stages, rate=world.rate_hz)
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_verb_that_fails_before_writing_leaves_one_line_and_no_folder(inspect, t
     assert yaml.safe_load((folder / ".hydra/overrides.yaml").read_text()) == ["run=here"]
 
 
-@pytest.mark.parametrize("words", [(), ("hydra.run.dir=runs/mine",)])
+@pytest.mark.parametrize("words", [(), ("hydra.run.dir=runs/mine",), ("hydra.run.dir='runs/é=1'",)])
 def test_interrupted_verb_prints_its_resume_command(inspect, tmp_path, words):
     status, _, err = inspect(raises(KeyboardInterrupt()), "+a='x y'", *words)
     assert (status, err) == (130, "s2robot inspect: interrupted\n") and not [*tmp_path.glob("runs/*/*")]
@@ -278,8 +279,9 @@ def test_interrupted_verb_prints_its_resume_command(inspect, tmp_path, words):
         raise KeyboardInterrupt
 
     status, _, err = inspect(verb, "+a='x y'", *words, resumes=True)
-    (folder,) = tmp_path.glob("runs/mine" if words else "runs/inspect/*")
-    command = f"s2robot inspect run=here '+a='\"'\"'x y'\"'\"'' hydra.run.dir={folder.relative_to(tmp_path)}"
+    (folder,) = tmp_path.glob("runs/*" if words else "runs/inspect/*")
+    where = words[0] if words else f"hydra.run.dir={folder.relative_to(tmp_path)}"
+    command = shlex.join(["s2robot", "inspect", "run=here", "+a='x y'", where])
     assert (status, err) == (130, f"s2robot inspect: interrupted; resume with: {command}\n")
 
 

@@ -9,10 +9,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 
 from s2robot.comparison.jobs import Job, run_jobs
-from s2robot.comparison.plan import word
 from s2robot.core.errors import UserError
 from s2robot.core.files import configs_dir
 from s2robot.core.run_folder import locked
+from s2robot.overrides import path_word
 from tests import forks
 from tests.errors import refuses
 from tests.kills import ROOT
@@ -66,7 +66,7 @@ def test_finished_job_is_skipped_and_a_different_one_is_rejected(tmp_path):
     lines.write_text("1\n2\n3\n")
     run_jobs([job], 1, 1)  # would fail if it ran
     for out in (tmp_path / "a", tmp_path / "moved to"):
-        words = [f"run={word(out)}", f"old={word(out / 'x')}"]
+        words = [f"run={path_word(out)}", f"old={path_word(out / 'x')}"]
         Job("j", "inspect", words, out / "j", root=out).claim()
         if not (moved := tmp_path / "moved to").exists():
             out.rename(moved)

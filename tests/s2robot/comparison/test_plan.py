@@ -12,6 +12,7 @@ from s2robot.core.errors import UserError
 from s2robot.core.settings import read_some
 from s2robot.encoders import build as encoders
 from tests.configs import composed
+from tests.errors import refuses
 
 
 def read(*words: str) -> Compare:
@@ -94,8 +95,7 @@ def test_axis_of_demos_is_limited_by_the_dataset(words, demos):
     plan, axis = make_plan(settings, words), settings.experiment.axes["demos"]
     default, worlds = worlds_of(plan, "demos", axis.replace(values=(15, demos)))
     assert default == demos and [world.trains for world in worlds] == [True, False]
-    with pytest.raises(UserError, match=f"demos.values: expected integers from 1 to {demos}, got 121"):
-        worlds_of(plan, "demos", axis.replace(values=(15, 121)))
+    refuses(f"integers from 1 to {demos}, got 121", worlds_of, plan, "demos", axis.replace(values=(15, 121)))
 
 
 def test_value_that_differs_from_an_arm_needs_its_own_training():
@@ -105,22 +105,25 @@ def test_value_that_differs_from_an_arm_needs_its_own_training():
     axis = Axis(label="steps", key="train.steps", values=(9, 2000), train=True)
     default, worlds = worlds_of(plan, "steps", axis)
     assert default is None and [world.trains for world in worlds] == [True, True]
-    default, worlds = worlds_of(plan, "ema", axis.replace(key="train.ema", values=(0.9, 0.995)))
-    assert default == 0.995 and [world.trains for world in worlds] == [True, False]
+    default, worlds = worlds_of(plan, "clip", axis.replace(key="train.grad_clip", values=(None, 1.0)))
+    assert default == 1.0 and [world.trains for world in worlds] == [True, False]
+    assert worlds[0].words == ("train.grad_clip=null",)
     default, worlds = worlds_of(plan, "", axis.replace(key="s2.scales", values=([1], [2])))
     assert type(default) is list and [world.trains for world in worlds] == [False, True]
-    with pytest.raises(UserError, match="axes: expected a key that .*, got train.stepz"):
-        worlds_of(plan, "steps", axis.replace(key="train.stepz"))
+    _, (world,) = worlds_of(plan, "demos", axis.replace(key="demos.path", values=("/a/b",)))
+    assert world.root == plan.out / "axes/demos/_a_b"
+    refuses("arm 'base': train.steps: .*, got -5", worlds_of, plan, "steps", axis.replace(values=(-5,)))
+    refuses("a key that .*, got train.stepz", worlds_of, plan, "steps", axis.replace(key="train.stepz"))
 
 
 def test_axis_can_set_a_key_that_only_the_world_has():
-    words = ["task=gym", "task.id=X-v0", "++task.kwargs.name=press"]
+    words = ["task=gym", "task.id=Pendulum-v1", "task.success=terminated", "++task.kwargs.g=9.0"]
     plan = make_plan(read("arms=[base,base-s2]"), [])._replace(common=tuple(words))
-    axis = Axis(label="", key="++task.kwargs.name", values=("press", "open"), record=True)
+    axis = Axis(label="", key="++task.kwargs.g", values=(9.0, 5.0), record=True)
     default, worlds = worlds_of(plan, "world", axis)
-    assert default == "press" and [world.trains for world in worlds] == [False, True]
+    assert default == 9.0 and [world.trains for world in worlds] == [False, True]
     recording = overrides_for("record", worlds[1].recording.overrides)
-    assert settings_of("record", recording).task.kwargs.name == "open"
+    assert settings_of("record", recording).task.kwargs.g == 5.0
 
 
 def test_each_verb_gets_its_own_overrides_and_the_last_of_a_key():

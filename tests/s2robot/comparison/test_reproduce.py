@@ -57,6 +57,7 @@ def test_run_is_reproduced_here_but_not_by_another_policy(here, save_untrained, 
     (tmp_path / "first" / "episodes.jsonl").write_text("".join(lines.splitlines(True)[::2]))  # killed
     other = here(*repeat, "hydra.run.dir=third", status=4)
     assert "different initial images in 1 of 2 episodes" in other.stdout
+    assert "in another folder" in here(*repeat, "hydra.run.dir=first", status=2).stderr
     wrong = save_untrained(tmp_path / "wrong", {"env_config": env.model_dump(mode="json")}, deltas=0.02)
     assert "; checkpoint=" in here("reproduce", "run=first", "hydra.run.dir=no", status=2).stderr
     refused = here("reproduce", "run=first", f"checkpoint={wrong}", "hydra.run.dir=fourth", status=2)

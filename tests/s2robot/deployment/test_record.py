@@ -143,10 +143,7 @@ def test_sessions_resume_at_the_next_position_without_discarded_episodes(config,
 
 
 def test_demo_is_kept_as_failed_if_its_questions_are_interrupted(config, emulator, monkeypatch, tmp_path):
-    def interrupt(operator):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(EmulatedOperator, "success", interrupt)
+    monkeypatch.setattr(EmulatedOperator, "success", lambda self: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         ArmRecording(config("teach"), None, person(wave(emulator))).run()
     assert EpisodeStore.open(tmp_path / "out.zarr").meta("success").tolist() == [False]
@@ -312,8 +309,7 @@ def test_hand_guided_steps_are_appended_to_teleoperated_demos(demos, tmp_path):
     assert made["action_sent"][:, 0].tolist() == [0, 1] and made["action_raw"][:, 0].tolist() == [0, 1]
     assert store.meta("speed").tolist() == pytest.approx([1, 1, 0.7])
     assert rates_of(store).tolist() == [10, 10, 7]
-    with pytest.raises(DatasetError, match="speed: expected one rate .* got 7 and 10 Hz"):
-        rate_of(store)
+    refuses("speed: expected one rate .* got 7 and 10 Hz", rate_of, store)
     slow = tmp_path / "slow.zarr"  # as recorded by a deployment: slowly, and with the cause of each end
     with EpisodeStore.create(slow, {**source.attrs, "speed": 0.5}) as store:
         store.append(source.episode(0), {"seed": 3, "success": True, "cause": 1})
