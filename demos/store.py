@@ -116,9 +116,7 @@ class EpisodeStore(contextlib.AbstractContextManager["EpisodeStore"]):
         file = self.path / "zarr.json"
         found = _attributes(self.path).get("schema_version")
         if found is None:
-            raise mismatch(
-                file, "an episode store, or a replay buffer in zarr format 2", "another zarr group"
-            )
+            raise mismatch(file, "an episode store, or a replay buffer in zarr 2", "another zarr group")
         check_same(file, {"schema_version": SCHEMA_VERSION}, {"schema_version": found})
         self._arrays[ENDS] = StoredArray.open(self.path, ENDS, self.mode)
         self.episode_ends = arrays.committed_ends(self._arrays[ENDS])  # (episodes,) int64
