@@ -126,14 +126,12 @@ def arms_table(of: str) -> str:
     for file in (RESULTS / folder).parent.glob(f"longer/{Path(folder).name}-*.json"):
         longer |= comparison(f"{Path(folder).parent}/longer/{file.stem}")[1]
     costs = [] if brief else ["GFLOPs a frame", "tokens", "ms an action"]
-    rows = [
-        ["arm", *costs, "success", "by training seed", *["twice the steps, seeds 10 to 12"] * bool(longer)]
-    ]
+    rows = [["arm", *costs, "success", *["twice the steps, seeds 10 to 12"] * bool(longer)]]
     for arm in facts["arms"]:
         name, tokens = arm["name"], arm.get("tokens_per_frame", "")
         cost = [] if brief else [arm["gflops_per_frame"], tokens, f"{arm['ms_per_action']:.3g}"]
         more = [percent(longer[name]) if name in longer else ""] * bool(longer)
-        rows.append([arm["label"], *cost, percent(outcomes[name]), counts(outcomes[name]), *more])
+        rows.append([arm["label"], *cost, percent(outcomes[name]), *more])
     return table(*rows)
 
 
