@@ -42,10 +42,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     with reported(f"{path}: not a readable weights file"):
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state = (
-            content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else None
-        )
-        if not state or not all(isinstance(v, Tensor) for v in state.values()):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict):
+            state = next((state[k] for k in ("model", "state_dict") if isinstance(state.get(k), dict)), state)
+        if not state or not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
             raise ValueError('expected a state dict, bare or under "model" or "state_dict"')
-        return dict(state)
+        return {k.removeprefix("module."): v for k, v in state.items()}  # of a parallel wrapper

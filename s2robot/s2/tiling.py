@@ -135,6 +135,8 @@ def plan_levels(
     check_tile(tile, patch)
     if not 0 <= overlap <= min(tile) - patch:
         raise UserError(f"overlap: expected 0 to {min(tile) - patch} px, got {overlap}")
+    if not len(scales if sizes is None else sizes):
+        raise UserError("scales, sizes: expected at least one, got none")
     if sizes is None:
         one = base_size(height, width, tile, patch)
         frames = [(_rounded(one[0] * scale, patch), _rounded(one[1] * scale, patch)) for scale in scales]
@@ -143,10 +145,8 @@ def plan_levels(
         frames = [first, *(_sized(size, *first, patch) for size in sizes[1:])]
     for frame in frames:
         if frame[0] < tile[0] or frame[1] < tile[1] or frame[0] % patch or frame[1] % patch:
-            raise UserError(
-                f"sizes: expected whole patches of {patch} px and at least the tile of {tile[0]} x {tile[1]} px, "
-                f"got a level of {frame[0]} x {frame[1]} px"
-            )
+            expected = f"whole patches of {patch} px and at least the tile of {tile[0]} x {tile[1]} px"
+            raise UserError(f"sizes: expected {expected}, got a level of {frame[0]} x {frame[1]} px")
     levels = tuple(plan_tiles(frame, tile, patch, overlap) for frame in frames)
     tile_grid, grid = ((rows // patch, columns // patch) for rows, columns in (tile, frames[0]))
     return Layout(levels, tile_grid, grid)

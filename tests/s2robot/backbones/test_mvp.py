@@ -48,7 +48,7 @@ DECODER = dict.fromkeys(UNUSED, torch.zeros(8))
 
 def write(monkeypatch, path, state: dict, name: str = NAME) -> bytes:
     """Save a state in the published format and register its md5 and spec under `name`."""
-    torch.save({"model": state}, path)
+    torch.save({"model": {f"module.{k}": v for k, v in state.items()}}, path)
     content = path.read_bytes()
     md5 = hashlib.md5(content).hexdigest()
     monkeypatch.setitem(PUBLISHED, name, PUBLISHED[name]._replace(spec=SMALL[name], md5=md5))

@@ -193,6 +193,7 @@ def test_split_then_merge_is_exact(batch, patch, tile, more, overlap):
         (lambda: plan_levels(8, 8, (6, 6), 4), "tile: .* patches of 4 px, got 6 x 6"),
         (lambda: plan_levels(4, 65, (4, 4), 2), "frame: expected .* at most 16, got .* 4 x 65 px.* sizes="),
         (lambda: plan_levels(8, 8, (4, 4), 2, sizes=(7,)), "whole patches of 2 px .* a level of 7 x 7 px"),
+        (lambda: plan_levels(8, 8, (4, 4), 2, scales=()), "scales, sizes: expected at least one, got none"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=4), "overlap: expected 0 to 2 px, got 4"),
         (lambda: plan_levels(8, 8, (4, 4), 2, overlap=-1), "overlap: expected 0 to 2 px, got -1"),
         (lambda: plan_levels(8, 8, (6, 4), 2, sizes=((4, 8),)), "at least the tile of 6 x 4 px, got a level of 4 x 8 px"),
