@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from operator import index
-from types import NoneType
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -182,7 +181,7 @@ def structure(model: nn.Module) -> str | None:
             found = {key: value for key, value in vars(module).items() if key not in _OF_ALL}
             if type(module) in own:  # private containers may be caches
                 found = {k: v for k, v in found.items() if k[0] != "_" or type(v) in (int, float, str)}
-                settings[name] = _plain({**found, **module._buffers})
+                settings[name] = {k: _plain(v) for k, v in {**found, **module._buffers}.items()}
             else:
                 settings[name] = {k: v for k, v in found.items() if k[0] != "_" and _are_numbers(v)}
     except (
@@ -196,18 +195,20 @@ def structure(model: nn.Module) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting in a form that is the same on every machine, a path as None. Raises TypeError if there is none."""
+    """Return a setting in a form that is the same on every machine, without paths. Raises TypeError if there is none."""
     value = getattr(value, "__qualname__", value)  # of a function or class
-    value = vars(value) if is_dataclass(value) else value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+    value = value.to_dict() if hasattr(value, "to_dict") else vars(value) if is_dataclass(value) else value
+    if isinstance(value, Mapping):  # as for Hugging Face's `config` above
+        return {
+            str(k): _plain(v) for k, v in value.items() if str(k)[:1] != "_" and k != "transformers_version"
+        }
     if isinstance(value, list | tuple | set | frozenset):
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else [*map(_plain, value)]
     if isinstance(value, np.ndarray | Tensor):
         return weights_sha256({"": torch.as_tensor(value)})
-    if not isinstance(value, NoneType | bool | int | float | str | torch.dtype):
+    if value is not None and not isinstance(value, bool | int | float | str | torch.dtype):
         raise TypeError(type(value))
-    return None if "/" in str(value) else value
+    return "" if "/" in str(value) else value
 
 
 def _are_numbers(value: Any) -> bool:
