@@ -184,10 +184,7 @@ def structure(model: nn.Module) -> str | None:
                 settings[name] = {k: _plain(v) for k, v in {**found, **module._buffers}.items()}
             else:
                 settings[name] = {k: v for k, v in found.items() if k[0] != "_" and _are_numbers(v)}
-    except (
-        OSError,
-        TypeError,
-    ):  # defined in an interpreter, or generated; a setting without a text of its own
+    except (OSError, TypeError):  # typed in an interpreter, generated, or an opaque setting
         return None
     config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()  # Hugging Face's
     config = {key: value for key, value in config.items() if key[0] != "_" and key != "transformers_version"}
@@ -199,9 +196,8 @@ def _plain(value: Any) -> Any:
     value = getattr(value, "__qualname__", value)  # of a function or class
     value = value.to_dict() if hasattr(value, "to_dict") else vars(value) if is_dataclass(value) else value
     if isinstance(value, Mapping):  # as for Hugging Face's `config` above
-        return {
-            str(k): _plain(v) for k, v in value.items() if str(k)[:1] != "_" and k != "transformers_version"
-        }
+        named = {str(key): each for key, each in value.items()}
+        return {k: _plain(v) for k, v in named.items() if k[:1] != "_" and k != "transformers_version"}
     if isinstance(value, list | tuple | set | frozenset):
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else [*map(_plain, value)]
     if isinstance(value, np.ndarray | Tensor):

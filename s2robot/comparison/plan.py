@@ -115,9 +115,8 @@ def _composed(verb: str, words: tuple[str, ...], where: str) -> DictConfig:
         return compose(verb, list(words))
 
 
-def _resolve(arm: Arm, common: Sequence[str]) -> ArmFacts:
+def _resolve(arm: Arm, words: Sequence[str]) -> ArmFacts:
     with _errors_about(f"arm '{arm.name}'"):
-        words = [*common, *arm.overrides]
         train, e = settings_of("train", words), settings_of("evaluate", words)
         encoder, world = build_encoder(encoder_settings(train)), task_settings(e)
         policy_settings(train, world.rate_hz)
@@ -156,7 +155,7 @@ def make_plan(settings: Compare, typed: Sequence[str]) -> Plan:
     every_two = [(b, a) for a, b in combinations(names, 2)]
     chosen = every_two if experiment.pairs is None else experiment.pairs
     pairs = tuple(pair for pair in chosen if {*pair} <= {*names}) or tuple(every_two)
-    facts = {arm.name: _resolve(arm, common) for arm in arms}
+    facts = {arm.name: _resolve(arm, [*common, *arm.overrides]) for arm in arms}
     parallel = settings.jobs or min(cores(), 8, len(arms) * len(experiment.seeds))
     plan = Plan(
         out=out, arms=arms, seeds=experiment.seeds, pairs=pairs, common=tuple(common), facts=facts, main=World(out),
@@ -199,7 +198,7 @@ def worlds_of(plan: Plan, name: str, axis: Axis) -> tuple[Any, list[World]]:
         root, label = plan.out / "axes" / name / str(value).replace("/", "_"), f"{name} {value}, "
         words, recording = [f"{axis.key}={'null' if value is None else value}"], None
         for arm in plan.arms:  # a wrong value would fail after the main comparison
-            _resolve(arm.replace(overrides=()), [*plan.common, *arm.overrides, *words])
+            _resolve(arm, [*plan.common, *arm.overrides, *words])
         if axis.record:
             recording = _recording(root, label, [*plan.common, *words], plan.out)
             words.append(f"demos.path={path_word(root / 'demos.zarr')}")

@@ -177,10 +177,7 @@ def _axis(axis: _Facts, labels: Mapping[str, str], number: int) -> Section:
         ends = [min(y for line in lines for y in line.low), max(y for line in lines for y in line.high)]
         style = {"lw": 1, "ls": (0, (1, 2)), "marker": None}
         lines.append(plots.Line([place[default]] * 2, ends, "default", INK, style=style))
-    results = {
-        (name, key(row["value"])): f"{_percent(row['success'])} [{_span(row)}], {row['successes']}/{row['episodes']}"
-        for name in labels for row in arms[name]
-    }  # fmt: skip
+    results = {(name, key(point["value"])): _result(point) for name in labels for point in arms[name]}
     rows = [[as_text(value), *(results[name, key(value)] for name in labels)] for value in values]
     name = axis["label"] + (f" ({axis['unit']})" if axis["unit"] else "")
     ticks = {place[key(value)]: as_text(value) for value in values}
@@ -204,6 +201,10 @@ def _power(power: _Facts, stopping: _Facts | None) -> list[Block]:
         words = f"Sequential analysis ({stopping['method']}), interim analyses: {looks}. {end}: {stopping['reason']}."
         blocks.append(("text", words))
     return blocks
+
+
+def _result(row: _Facts) -> str:
+    return f"{_percent(row['success'])} [{_span(row)}], {row['successes']}/{row['episodes']}"
 
 
 def _percent(fraction: float) -> str:

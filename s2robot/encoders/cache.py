@@ -271,7 +271,7 @@ class Joined:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         """Return a copy of the rows (n, ...) at a slice, list or array of indices (n,)."""
-        indices = np.arange(len(self))[rows]
+        indices = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
         out = np.empty((len(indices), *self.shape[1:]), self.arrays[0].dtype)
         array_of = np.searchsorted(self._ends, indices, "right")
         for i, array in enumerate(self.arrays):

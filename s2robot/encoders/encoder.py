@@ -127,9 +127,7 @@ class S2Encoder(nn.Module):
         return self
 
     def load_state_dict(self, *_: Any, **__: Any) -> Any:
-        raise UserError(
-            "encoder: load weights into the model before S2Encoder, whose fingerprint covers them"
-        )
+        raise UserError("encoder: load weights into the model itself; this encoder's fingerprint covers them")
 
     def train(self, mode: bool = True) -> S2Encoder:
         """Stay in evaluation mode."""

@@ -89,9 +89,7 @@ def test_copies_of_training_episodes_are_never_held_out(tmp_path):
     with pytest.raises(UserError, match="got 2, which is also episode 0, which is trained on"):
         Lineage().check_held_out(mix, np.array([0, 3]), np.array([2]))
     Lineage().check_held_out(mix, np.array([0, 2]), np.array([1]))
-    altered = changed(
-        store, tmp_path / "altered.zarr", lambda arrays: {**arrays, "action": arrays["action"] / 2}
-    )
+    altered = changed(store, tmp_path / "altered.zarr", lambda x: {**x, "action": x["action"] / 2})
     assert Lineage().spent(Mix([store, altered], [1, 1])) == [0, 1, 2, 3]
     lineage = Lineage().trained_on(store, [0])
     with pytest.raises(UserError, match="got 0, which train.from's policy was trained on"):

@@ -38,9 +38,7 @@ def test_rounds_of_correction_and_training_end_with_a_report(here, dagger, tmp_p
     store = EpisodeStore.open(out / "demos.zarr")
     assert store.fingerprint_of_first(1) == EpisodeStore.open(tmp_path / "demos.zarr").fingerprint
     assert store.meta("seed").tolist() == [503, 200000, 200001]
-    positions = [
-        load_checkpoint(out / f"round_{i}" / "checkpoint")[1]["lineage"]["positions"] for i in range(3)
-    ]
+    positions = [load_checkpoint(out / f"round_{i}/checkpoint")[1]["lineage"]["positions"] for i in range(3)]
     assert [a["recorded"] for a in positions] == [[503], [503, 200000], [503, 200000, 200001]]
     assert [a.get("corrected") for a in positions] == [None, [200000], [200000, 200001]]
     assert read_summary(out / "summary.json")["dataset"]["episodes"] == 3 and (out / "report.html").is_file()

@@ -301,4 +301,5 @@ def test_folder_resumes_only_with_its_own_policy(checkpoint, tmp_path, capsys, i
     (folder / "policy.json").write_text(json.dumps(record))
     refuses("policy.spec.execute: expected 2 as when the run began, got 1", evaluate_policy, cfg, folder, out)
     cfg.evaluate.seed = 10001
-    refuses("evaluate.seed: .* 10000 as when the run began, got 10001", evaluate_policy, cfg, checkpoint, out)
+    with pytest.raises(UserError, match="evaluate.seed: expected 10000 as when the run began, got 10001"):
+        evaluate_policy(cfg, checkpoint, out)
