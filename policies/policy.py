@@ -16,6 +16,7 @@ loss divides by: the batch's counts of targets, so that the parts' losses add up
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -188,19 +189,22 @@ class ChunkPolicy(nn.Module):
         if pending is None:
             out = self.network("sample", *context)
         else:
-            before, weight = self._blend(pending, fixed, start)
-            out = self.network("sample", *context, (before, (weight == 1).float()))
-            out = torch.lerp(out, before, weight[:, None])
+            before, guide, share = self._blend(pending, fixed, start)
+            out = self.network("sample", *context, (before, guide))
+            out = torch.lerp(out, before, share[:, None])
         return self._to_actions(out if self.network.count > 1 else out[None], start)
 
-    def _blend(self, pending: Tensor, fixed: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return pending actions (B, n, A) as targets (B, K, W), and their minimum-jerk weight in a plan (K,)."""
+    def _blend(self, pending: Tensor, fixed: int, start: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return pending actions (B, n, A) as targets (B, K, W), their weight in guidance (K,): equation 5 of real-time
+        chunking, and their minimum-jerk weight in a plan (K,)."""
         n, k = pending.shape[1], self.spec.chunk
         filled = torch.cat([pending, pending[:, -1:].expand(-1, k - n, -1)], 1)  # (B, K, A)
         steps = torch.arange(k, device=pending.device)
         x = ((steps - fixed + 1) / (FADE + 1)).clamp(0, 1)
         share = (1 - x**3 * (10 - 15 * x + 6 * x**2)) * (steps < n)
-        return self.normaliser.target(self._to_target(filled, start)), share
+        near = ((n - steps) / (n - fixed + 1)).clamp(0, 1)
+        guide = torch.where(steps < fixed, 1.0, near * near.expm1() / (math.e - 1))
+        return self.normaliser.target(self._to_target(filled, start)), guide, share
 
     def combine(self, plans: Tensor) -> Tensor:
         """Combine the members' plans (M, B, K, A) into one (B, K, A).

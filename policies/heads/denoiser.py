@@ -45,13 +45,14 @@ class DenoisingHead(Head):
         chunk, gradient = torch.func.vjp(clean, noisy)
         left = 1 - time
         strength = torch.minimum(GUIDANCE * left, (time.square() + left.square()) / time)
-        return self.insert(chunk + strength * gradient(self.insert(chunk, pending) - chunk)[0], pending)
+        gap = pending[1][:, None] * (signed(pending[0], self.slots) - chunk)
+        return self.insert(chunk + strength * gradient(gap)[0], pending)
 
     def insert(self, chunk: Tensor, pending: Pending | None) -> Tensor:
-        """Return a chunk (B, K, A) with the pending actions inserted."""
+        """Return a chunk (B, K, A) with the fixed pending actions inserted."""
         if pending is None:
             return chunk
-        return torch.where(pending[1][:, None] > 0, signed(pending[0], self.slots), chunk)
+        return torch.where(pending[1][:, None] == 1, signed(pending[0], self.slots), chunk)
 
 
 class TimeEmbedding(nn.Module):

@@ -35,7 +35,7 @@ class HeadSizes(NamedTuple):
         return self.slots[-1][1].stop
 
 
-# Actions (B, K, A), and a mask (K,) of 1 at steps in which a sample must repeat them.
+# Actions (B, K, A), and weights (K,): 1 at steps in which a sample must repeat them, less where it should be near them.
 Pending = tuple[Tensor, Tensor]
 
 

@@ -239,6 +239,10 @@ def test_sampled_chunk_continues_the_given_actions(kind):
             assert (error < 0.15 * baseline).all()
         else:
             torch.testing.assert_close(continued[:, 2:], free[:, 2:])
+            soft = head.sample(context, noise, (known, torch.tensor([1, 1, 0.5, 0.2, 0, 0])))
+            torch.testing.assert_close(soft[:, 4:], free[:, 4:])  # of weight 0
+            distance = (soft - known)[:, :5, 0].abs().mean(0)  # (5,)
+            assert (distance.diff()[1:] > 0.02).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -259,9 +263,11 @@ def test_plan_repeats_the_fixed_actions(chunk, left, fixed, kind, members, targe
     plan = actor.plan([0, 1], *seen, pending, fixed)
     assert plan.shape == (2, chunk, 3) and plan.dtype == np.float32
     np.testing.assert_allclose(plan[:, :fixed], pending[:, :fixed], atol=2e-6)
-    share = policy._blend(torch.from_numpy(pending), fixed, None)[1]
-    assert (share[:fixed] == 1).all() and (share.diff() <= 0).all()
-    assert (share[min(left, fixed + 3) :] == 0).all()
+    for weight, end in zip(
+        policy._blend(torch.from_numpy(pending), fixed, None)[1:], (left, fixed + 3), strict=True
+    ):
+        assert (weight[:fixed] == 1).all() and (weight[fixed:] < 1).all() and (weight.diff() <= 0).all()
+        assert (weight[min(left, end) :] == 0).all()
 
 
 def single_member(policy, member):
