@@ -279,7 +279,7 @@ def _check_shared(overrides: list[str]) -> None:
     named = any(key_of(o) in ("hydra.run.dir", "hydra.sweep.dir") for o in overrides)
     count = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"
     if int(os.environ.get(count, 1)) > 1 and not named:
-        raise UserError("hydra.run.dir: expected a folder for all processes; type hydra.run.dir=<folder>")
+        raise UserError("hydra.run.dir: expected one folder for all processes; set hydra.run.dir=<folder>")
 
 
 def _call(verb: str, cfg: "DictConfig") -> Any:

@@ -121,7 +121,7 @@ def _check_repeats(encoder: S2Encoder, sizes: Mapping[str, tuple[int, int]]) -> 
     first, again = (encoder.encode_cameras(frames).float() for _ in range(2))
     if not torch.allclose(first, again, rtol=1e-2, atol=1e-2 * float(first.abs().mean())):
         gap = f"a difference of up to {float((first - again).abs().max()):.2g}"
-        raise UserError(f"{encoder.name}: expected equal features of equal frames, got {gap}")
+        raise UserError(f"{encoder.name}: expected the same features for the same frames, got {gap}")
 
 
 def _frames(episode: int, make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:

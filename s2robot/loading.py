@@ -67,7 +67,7 @@ def load_networks(
     # a fully trained encoder needs no file, because the checkpoint holds its weights
     elif not settings.get("trained") and (file := settings.get("checkpoint")) and not Path(file).is_file():
         hint = "if it has moved, encoder.checkpoint=<file>, or weights= in Python"
-        raise UserError(f"{file}: expected the encoder's weights, got no such file; {hint}")
+        raise UserError(f"{file}: the encoder's weights were not found; {hint}")
     built = build_encoder(settings, load_tuned(checkpoint)).to(device)
     file = settings.get("checkpoint")  # distinguishes two encoders with the same name
     name = f"{built.name} ({file})" if file else built.name

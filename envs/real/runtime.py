@@ -194,7 +194,7 @@ class ArmRuntime(Subscriber):
             self.stop_for_operator("before the operator comes near")
         fault, goal = self.fault, placing.start_joints
         moves = self.live and (bool(fault) or not self.at(goal))
-        refused = EnvError("operator: expected consent before the arm moves, got no")
+        refused = EnvError("operator: motion was not permitted")
         if (fault or moves) and not operator.free(fault):
             raise refused
         self.clear()
@@ -205,7 +205,7 @@ class ArmRuntime(Subscriber):
             finally:
                 self.stop_for_operator("at the start")  # the operator reaches in to place the cube
             if not there:
-                raise EnvError("start: stopped on the way")
+                raise EnvError("start: stopped before the arm reached it")
         if not operator.place(placing):
             raise refused
 

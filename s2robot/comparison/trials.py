@@ -238,7 +238,7 @@ def compare_arms(a: Arm, b: Arm, settings: StatsSettings, seq_alpha: float | Non
         found["method"] += ", of the stages reached" * bool(settings.stages)
     else:
         if {*(a.positions or ())} & {*(b.positions or ())}:
-            raise UserError(f"{both}: expected the same positions, or none in common, got some in common")
+            raise UserError(f"{both}: expected the same positions, or none in common, got a partial overlap")
         for key in ("sequential", "stages", "replays"):
             if value := getattr(settings, key):
                 raise UserError(f"{key}: expected {a.label} and {b.label} on the same positions, got {value}")

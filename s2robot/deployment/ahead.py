@@ -50,7 +50,7 @@ class PlanAhead:
     def reset(self) -> None:
         """Begin an episode. Raises EnvError if a plan of the previous episode does not finish in time."""
         if not self._idle(_END_S):
-            raise EnvError(f"policy: expected the last plan to end within {_END_S:g} s, got none")
+            raise EnvError(f"policy: the last plan did not end within {_END_S:g} s")
         self.replan()
 
     def act(self, observation: Mapping) -> np.ndarray:

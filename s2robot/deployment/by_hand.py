@@ -52,7 +52,7 @@ def by_hand(
     else:
         places = [line for line in read_text(settings.places).splitlines() if line.strip()]
     if (lines := len(places)) < settings.pairs:
-        raise UserError(f"pairs: expected <= {lines}, the lines of {settings.places}, got {settings.pairs}")
+        raise UserError(f"pairs: expected <= {lines} (lines of {settings.places}), got {settings.pairs}")
     operator.stages, attempts = settings.stages or (), []
     for name, folder in zip((settings.a, settings.b), folders, strict=True):
         journal = Journal(folder / "episodes.jsonl", {"policy": name, "seed": seed})

@@ -166,5 +166,7 @@ def read_gaze(source: str, encoder: str) -> dict[str, Tensor]:
             trained_on = (file.metadata() or {}).get("encoder", "none")
             maps = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if trained_on != encoder:
-        raise UserError(f"{KEY}: {path}: expected one of encoder {encoder[:12]}, got {trained_on[:12]}")
+        raise UserError(
+            f"{KEY}: {path}: expected a gaze for encoder {encoder[:12]}, got one for {trained_on[:12]}"
+        )
     return maps

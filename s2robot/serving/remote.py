@@ -96,7 +96,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
     ):  # fmt: skip
         if not token or not all("!" <= c <= "~" for c in token):  # its value is not printed
             got = "other characters" if token else "none; set $S2ROBOT_TOKEN or copy its file"
-            raise UserError(f"token: expected the server's, visible ASCII without spaces, got {got}")
+            raise UserError(f"token: expected the server's token (visible ASCII without spaces), got {got}")
         _until("deadline_s", deadline_s)
         until = _until("connect_s", connect_s)
         self._url, self.deadline_s, self.server_s = url, deadline_s, math.nan

@@ -33,7 +33,7 @@ def read_token(file: str | Path | None = None) -> str | None:
         return None
     else:
         if (mode := stat.S_IMODE(path.stat().st_mode)) & 0o077:
-            raise UserError(f"{path}: expected mode 0600 (`chmod 600`), got {mode:04o}: it holds a secret")
+            raise UserError(f"{path}: expected mode 0600 for a secret (`chmod 600`), got {mode:04o}")
         where, text = str(path), path.read_bytes().decode("ascii", "replace").strip()
     if len(text) < MIN_LENGTH or not all("!" <= c <= "~" for c in text):
         expected = f"a token of at least {MIN_LENGTH} visible ASCII characters without spaces"
@@ -59,7 +59,7 @@ def is_loopback(host: str) -> bool:
     try:
         addresses = {info[4][0] for info in socket.getaddrinfo(host, None)} if host else {"0.0.0.0"}
     except (OSError, UnicodeError) as error:
-        raise UserError(f"serve.host: expected an address of this machine, got '{host}'") from error
+        raise UserError(f"serve.host: expected a local address, got '{host}'") from error
     return all(ipaddress.ip_address(str(a).split("%")[0]).is_loopback for a in addresses)
 
 

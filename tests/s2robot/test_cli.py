@@ -300,7 +300,7 @@ def test_torchrun_and_srun_require_an_explicit_folder(inspect, monkeypatch, vari
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     status, _, err = inspect(lambda cfg: None)
-    assert status == 2 and "hydra.run.dir: expected a folder for all processes" in err
+    assert status == 2 and "hydra.run.dir: expected one folder for all processes" in err
 
 
 @pytest.mark.parametrize("verb", [raises(RuntimeError()), lambda cfg: cfg.absent, lambda cfg: cfg.run.absent])

@@ -194,7 +194,7 @@ class ArmDriver(AbstractContextManager):
             raise
         if self._last_stop is not before:
             self.stop("stopped while it was armed")
-            raise EnvError("arm: expected no stop while it was armed, got a stop")
+            raise EnvError("arm: stopped while it was being armed")
 
 
 def finite_joints(value: Any, n: int) -> Array | None:

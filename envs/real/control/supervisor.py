@@ -116,7 +116,7 @@ class Supervisor(AbstractContextManager["Supervisor"]):
             except (OSError, EOFError):
                 lost = self._stopped or "a closed connection"
             if lost:
-                raise EnvError(f"supervisor: expected it to run, got {lost}; no motion without it")
+                raise EnvError(f"supervisor: not running ({lost}); no motion without it")
             if self._unanswered is None:
                 self._unanswered = sent
 

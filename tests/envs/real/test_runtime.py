@@ -136,11 +136,11 @@ def test_nothing_moves_without_a_running_supervisor(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
-    fails("got a closed connection", runtime.run, 1000)
-    assert arm.stopped and "got a closed connection" in runtime.fault[0]  # the fault stays
+    fails("not running \\(a closed connection\\)", runtime.run, 1000)
+    assert arm.stopped and "(a closed connection)" in runtime.fault[0]  # the fault stays
     arm.stopped, before = False, len(arm.sent)
     for runtime, reason in (
-        (made(arm, supervisor=watch), "expected it to run, got a closed connection"),
+        (made(arm, supervisor=watch), "not running \\(a closed connection\\)"),
         (made(arm, supervisor=None), "expected one"),
     ):
         for move in (lambda: runtime.go_to(HOME + 0.1), lambda: runtime.run(1)):  # noqa: B023
@@ -223,7 +223,7 @@ def test_operator_is_prompted_before_motion_while_the_arm_is_stopped(arm):
     assert operator.asked[2:] == [("place", placing)]
     assert episode(runtime, 3).steps == 3 and arm.stopped
     operator.willing = False
-    fails("operator: expected consent", runtime.ready, operator, Placing.draw(WORLD, 4))
+    fails("operator: motion was not permitted", runtime.ready, operator, Placing.draw(WORLD, 4))
     assert operator.asked[3:] == [("free", ())]
     arm.lawful()
 
@@ -239,7 +239,7 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
     assert operator.asked == []
     arm.acknowledges, runtime._supervisor.gone = True, False
     operator.willing = False
-    fails("operator: expected consent", runtime.ready, operator, Placing.draw(WORLD, 3))
+    fails("operator: motion was not permitted", runtime.ready, operator, Placing.draw(WORLD, 3))
     assert operator.asked == [("free", runtime.fault)] and "expected finite numbers" in runtime.fault[0]
     operator.willing = True
     runtime.ready(operator, Placing.draw(WORLD, 3))
@@ -249,7 +249,7 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
 def test_stop_on_the_way_to_the_start_brakes_and_ends_the_session(arm):
     runtime, operator = made(arm), PromptedOperator()
     arm.clock.at(0.2, runtime.stop.request)
-    fails("stopped on the way", runtime.ready, operator, Placing(3, (0, 0), 0, HOME + 0.3))
+    fails("stopped before the arm reached it", runtime.ready, operator, Placing(3, (0, 0), 0, HOME + 0.3))
     assert arm.stopped and [name for name, _ in operator.asked] == ["free"]
     assert not runtime.loop.safety.dq_last.any() and 0.01 < np.abs(arm.q - HOME).max() < 0.25
     arm.lawful()

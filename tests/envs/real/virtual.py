@@ -190,7 +190,7 @@ class Watch:
 
     def beat(self):
         if self.gone:
-            raise EnvError("supervisor: expected it to run, got a closed connection")
+            raise EnvError("supervisor: not running (a closed connection)")
         self.heard.append("beat")
 
     def rest(self):

@@ -102,7 +102,7 @@ def test_custom_placements_and_wrong_settings(tmp_path, monkeypatch, capsys):
     (tmp_path / "places.txt").write_text("New\nBowl left, spoon right\n")
     with pytest.raises(UserError, match="^places.txt: expected pair 1 at 'Bowl left, .*, got 'New'"):
         operator.run(tmp_path / "out", settings(2, places="places.txt"))
-    with pytest.raises(UserError, match="pairs: expected <= 2, the lines of places.txt, got 3"):
+    with pytest.raises(UserError, match="pairs: expected <= 2 \\(lines of places.txt\\), got 3"):
         operator.run(tmp_path / "more", settings(3, places="places.txt"))
     monkeypatch.setattr("sys.stdin", open("/dev/null"))
     for words, text in (

@@ -185,7 +185,7 @@ def test_operator_evaluates_at_the_terminal(config, emulator, tmp_path, capsys):
         found = evaluation(stack, cfg, operator=Person(ask), read_keys=lambda on_key: nullcontext())
         press = Calls(step=lambda step: len(found.log.actions) == 3 and found.session.operator.on_key("y"))
         found.session.runtime.loop.subscribers.append(press)
-        assert refuses("operator: expected consent", found.run).status == 1
+        assert refuses("operator: motion was not permitted", found.run).status == 1
     (r,) = records(tmp_path)
     assert r["success"] and 3 <= r["steps"] <= 5 and r["time_to_success_s"] > 0.4 and r["closest_m"] is None
     assert r["stage"] == "held" and r["video"] is None and not (tmp_path / "videos").exists()

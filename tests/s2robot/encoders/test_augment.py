@@ -60,7 +60,8 @@ def test_model_that_draws_is_rejected_before_encoding(recorded, tmp_path):
     own = {"tile": (8, 8), "num_prefix_tokens": 0, "mean": (0, 0, 0), "std": (1, 1, 1)}
     encoder = S2Encoder(Drawing(), [8], name="drawing", **own)
     with pytest.raises(
-        UserError, match=r"drawing: expected equal features of equal frames, got a difference of up to 0\.\d+"
+        UserError,
+        match=r"drawing: expected the same features for the same frames, got a difference of up to 0\.\d+",
     ):
         encode_demos(EpisodeStore.open(recorded), encoder, CAMERAS, FeaturesSettings(cache=str(tmp_path)))
     assert not list(tmp_path.iterdir())

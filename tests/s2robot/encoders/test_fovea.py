@@ -76,7 +76,7 @@ def test_features_are_cached_under_a_key_with_the_gaze(gazing, tmp_path):
 def test_wrong_gazes_are_one_line(gazing):
     for changes, words in (
         ({"gaze": "left"}, "expected centre, random, a checkpoint or a file of heat maps, got 'left'"),
-        ({"scales": [2]}, "gaze.safetensors: expected one of encoder .*, got "),
+        ({"scales": [2]}, "gaze.safetensors: expected a gaze for encoder .*, got one for "),
         ({"zoom": 1}, "zoom: expected > 1, got 1"),
         ({"pool": "mean"}, "pool: expected tokens with s2.fovea, got 'mean'"),
     ):
