@@ -135,17 +135,19 @@ def arms_table(of: str) -> str:
     return table(*rows)
 
 
-def pairs_table(name: str) -> str:
-    """Return the differences of a comparison, the primary one of the protocol aside, with Holm's correction."""
-    facts, outcomes = comparison(name)
-    labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
-    pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(str(Path(name).parent), ())]
-    found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
-    rows = [
-        [f"{labels[a]} − {labels[b]}", points(each), p_text(p)]
-        for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True)
-    ]
-    return table(["difference", "points [95 %]", "p, Holm"], *rows)
+def pairs_table(of: str) -> str:
+    """Return the differences of comparisons, the primary ones of the protocol aside, with Holm's correction within each."""
+    names, rows = of.split(), dict[str, dict[str, tuple[str, str]]]()  # label -> comparison -> cells
+    for name in names:
+        facts, outcomes = comparison(name)
+        labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
+        pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(name.split("/")[0], ())]
+        found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
+        for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
+            rows.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = points(each), p_text(p)
+    heads = [head for name in names for head in (f"{Path(name).name}, points [95 %]", "p, Holm")]
+    cells = ([row, *sum((each.get(name, ("", "")) for name in names), ())] for row, each in rows.items())
+    return table(["difference", *heads], *cells)
 
 
 def studies(folder: str = "s2") -> list[str]:
@@ -275,7 +277,7 @@ def probe_table(folder: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs …`, `primary s2`, `primary s2 two one`, `rows policies`,
+    """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs … …`, `primary s2`, `primary s2 two one`, `rows policies`,
     `stress stress`, `faults xarm7`, `episodes outside`, `measure pusht one two s2`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment both`, on the axes that are not augmented."""
     kind, _, of = name.partition(" ")
