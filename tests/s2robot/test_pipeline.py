@@ -232,10 +232,6 @@ def test_policy_is_evaluated_during_training(here, tiny_encoder, tmp_path):
         ("run", [*words, "train.rollouts.seed=10001"], f"evaluate.seed: positions 10000 to 10127 {chose}"),
         ("evaluate", [*POINT, checkpoint, "evaluate.seed=30000"], f"positions 30000 to 30127 {chose}"),
         ("run", [*words, child, "train.rollouts.seed=31000", "evaluate.seed=30000"], f"30127 {chose}"),
-        (
-            "run",
-            [*words, "train.resume=false", "hydra.run.dir=used"],
-            "used/episodes.jsonl: expected no episodes",
-        ),
-    ):
+        ("run", [*words, "train.resume=false", "hydra.run.dir=used"], "used/episodes.jsonl: expected no episodes"),
+    ):  # fmt: skip
         assert line in refused(here, verb, *overrides)

@@ -69,13 +69,10 @@ def stages(out):
         ("recording.device=x", "recording.device: expected auto, cpu"),
         ("evaluate.seed=503", "evaluate.seed: positions 503 to 503 hold 1 that the demos"),
         ("recording.imitate_visited=opne", "recording.imitate_visited: expected "),
-        (
-            "policy.members=1 recording.takeover.disagreement=0.1",
-            "expected null, because the policy has one member",
-        ),
+        ("policy.members=1 recording.takeover.disagreement=0.1", "expected null, because the policy has one member"),
         ("recording.checkpoint=''", "recording.checkpoint: expected "),
     ],
-)
+)  # fmt: skip
 def test_wrong_setting_is_reported_before_training_or_writing(here, dagger, tmp_path, change, words):
     assert words in refused(here, *dagger, *change.split())
     assert not (tmp_path / "out").exists()

@@ -195,15 +195,11 @@ def test_unusable_images_are_one_error_line(tmp_path):
         (FrameSettings, {"train_seed": 100_000}, "probe.train_seed: "),
         (FrameSettings, {"test_seed": 499_999_980}, "probe.test_seed: "),
         (FrameSettings, {"test_seed": 300_090}, "probe.test_seed: .*training episodes"),
-        (
-            FrameSettings,
-            {"world": {"max_steps": 5}, "frames": 6},
-            "probe.frames: expected <= 5, env.max_steps, got 6",
-        ),
+        (FrameSettings, {"world": {"max_steps": 5}, "frames": 6}, "probe.frames: expected <= 5, env.max_steps, got 6"),
         (MemorizeSettings, {"counts": [1]}, r"probe.counts\[0\]: "),
         (MemorizeSettings, {"base": {"img_size": 7}}, "img_size: "),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_are_rejected(settings, change, text):
     with pytest.raises(UserError, match=text):
         read(settings, change, "probe")
