@@ -234,9 +234,8 @@ def test_fault_stays_until_the_operator_confirms_it_is_cleared(arm):
     assert episode(runtime, 5).cause == "fault"
     arm.acknowledges, runtime._supervisor.gone = False, True
     runtime.driver.stop("test")
-    with pytest.raises(EnvError, match="emergency stop"):  # no prompt near an arm that has not stopped
-        runtime.ready(operator, Placing.draw(WORLD, 3))
-    assert operator.asked == []
+    fails("emergency stop", runtime.ready, operator, Placing.draw(WORLD, 3))
+    assert operator.asked == []  # no prompt near an arm that has not stopped
     arm.acknowledges, runtime._supervisor.gone = True, False
     operator.willing = False
     fails("operator: motion was not permitted", runtime.ready, operator, Placing.draw(WORLD, 3))

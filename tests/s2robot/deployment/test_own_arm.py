@@ -103,8 +103,7 @@ def test_panda_is_simulated_and_its_driver_is_loaded(config, monkeypatch):
     arm = described("panda")
     assert deploy.deploy(config(arm, "bridge=simulated", "check=true")) == 0
     monkeypatch.setitem(sys.modules, "franky", None)
-    with pytest.raises(ValueError, match=r"^franky: expected .*s2robot\[franka\]"):
-        deploy.deploy(config(arm, "robot.ip=192.0.2.1"))
+    fails(r"^franky: expected .*s2robot\[franka\]", deploy.deploy, config(arm, "robot.ip=192.0.2.1"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from s2robot.serving.remote import PolicyLate, PolicyLost, RemoteError, RemotePolicy
 from s2robot.serving.server import ALL, Gate, tls_of
 from tests.envs.real.patience import wait_for
-from tests.errors import refuses
+from tests.errors import raised, refuses
 from tests.s2robot.serving.test_server import PATIENT, TOKEN, command, connect, observations, serving, url_of
 
 # Opens connections from several addresses, sends half a request or nothing, and replaces closed ones. Prints a line once
@@ -171,8 +171,7 @@ def test_untrusted_peers_are_rejected(slow_policy, certificate, tmp_path):
     other = made_certificate(tmp_path, "DNS:somebody.example")
     with serving(slow_policy, **keys(certificate)) as (server, url, errors):
         for ca_file in (None, other):
-            with pytest.raises(PolicyLost, match="certificate"):
-                RemotePolicy(f"wss{url[2:]}", TOKEN, ca_file=ca_file)
+            raised(PolicyLost, "certificate", RemotePolicy, f"wss{url[2:]}", TOKEN, ca_file=ca_file)
         with pytest.raises(RemoteError):  # a client that does not encrypt
             RemotePolicy(url, TOKEN, connect_s=2)
         assert server.session.calls == 0 and not errors

@@ -33,7 +33,7 @@ from s2robot.serving.token import is_loopback, token_for
 from s2robot.serving.wire import PROTOCOL, pack, unpack
 from tests import forks
 from tests.envs.real.patience import wait_for
-from tests.errors import refuses
+from tests.errors import raised, refuses
 
 CAMERAS, TOKEN = ("hand", "left"), "a-token-for-these-tests"
 PATIENT, SOON = 30.0, 5.0  # s; deadlines that only a fault exceeds, even on a busy machine
@@ -96,8 +96,7 @@ def is_stopped(thread: Path) -> bool:
 
 
 def late(policy, observation):
-    with pytest.raises(PolicyLate, match="by the deadline"):
-        policy.plan(observation, deadline_s=0.2)
+    raised(PolicyLate, "by the deadline", policy.plan, observation, deadline_s=0.2)
 
 
 @contextlib.contextmanager
@@ -199,8 +198,7 @@ def test_failed_call_leaves_no_trace(checkpoints, kind, capsys):
             late(policy, unseen)
         assert np.array_equal(policy.plan(later[0]), local.plan(later[0]))
         actor.fails = True
-        with pytest.raises(PolicyRefused, match="the policy failed: ZeroDivisionError: "):
-            policy.plan(unseen)
+        raised(PolicyRefused, "the policy failed: ZeroDivisionError: ", policy.plan, unseen)
         actor.fails = False
         for observation in later[1:]:
             assert np.array_equal(policy.plan(observation), local.plan(observation))
@@ -256,8 +254,7 @@ def test_openpis_client_starts_episodes_with_reset_and_survives_failures(checkpo
             for reset in ({}, {"reset": True}):
                 assert np.array_equal(client.infer(as_openpi(seen) | reset)["actions"], fresh)
                 actor.fails = True
-                with pytest.raises(RuntimeError, match="the policy failed"):
-                    client.infer(as_openpi(seen))
+                raised(RuntimeError, "the policy failed", client.infer, as_openpi(seen))
                 actor.fails = False
                 assert np.array_equal(client.infer(as_openpi(seen))["actions"], second)
 
@@ -280,20 +277,17 @@ def test_wrong_token_is_rejected(checkpoint):
 def test_one_client_at_a_time_and_an_idle_one_is_dropped(checkpoint):
     observation = observations(1)[0]
     with serving(checkpoint) as (server, url, _), connect(url) as first:
-        with pytest.raises(PolicyRefused, match="busy: 127.0.0.1 port [0-9]+ has been connected"):
-            connect(url)
+        raised(PolicyRefused, "busy: 127.0.0.1 port [0-9]+ has been connected", connect, url)
         first.act(observation)
         first.close()
         first.reset()
-        with pytest.raises(PolicyLost, match="ended the connection"):
-            first.plan(observation)
+        raised(PolicyLost, "ended the connection", first.plan, observation)
         wait_for(lambda: server.client is None)
         connect(url).close()
     with serving(checkpoint, idle_s=0.3) as (server, url, _), connect(url) as policy:
         wait_for(lambda: server.client is None)
         for _ in range(2):
-            with pytest.raises(PolicyLost, match="idle for 0.3 s"):
-                policy.act(observation)
+            raised(PolicyLost, "idle for 0.3 s", policy.act, observation)
 
 
 def test_a_client_that_does_not_read_is_dropped(checkpoint):
@@ -390,8 +384,7 @@ def test_client_validates_its_own_observations(checkpoint):
 def test_a_policy_that_hangs_stops_the_server(checkpoint):
     actor = Stubborn(checkpoint)
     with serving(checkpoint, actor, call_s=0.3) as (_, url, errors), connect(url) as policy, actor.waits():
-        with pytest.raises(PolicyLost, match="the policy hangs"):
-            policy.act(observations(1)[0])
+        raised(PolicyLost, "the policy hangs", policy.act, observations(1)[0])
         wait_for(lambda: errors)
     assert isinstance(errors[0], UserError) and "0.3 s" in str(errors[0])
 
@@ -473,8 +466,7 @@ def test_contract_of_a_policy_of_many_demos_fits_into_a_message():
 def test_a_flood_of_old_answers_does_not_delay_a_call():
     old = [answer()] * 400_000
     with answering(pack(HELLO), "an error", [*old, answer(ACTIONS + 1, 2)]) as url, connect(url) as policy:
-        with pytest.raises(PolicyRefused, match="an error"):  # the form of openpi's servers
-            policy.act(observations(1)[0])
+        raised(PolicyRefused, "an error", policy.act, observations(1)[0])  # the form of openpi's servers
         begin = time.monotonic()
         with contextlib.suppress(PolicyLate):
             assert np.array_equal(policy.plan(observations(1)[0], deadline_s=0.2), ACTIONS + 1)
@@ -508,8 +500,7 @@ def greeting(words: bytes):
 def test_missing_silent_and_foreign_servers_give_typed_errors():
     with listener() as closed:
         url = url_of(closed)
-    with pytest.raises(PolicyLost, match="Connect"):
-        RemotePolicy(url, TOKEN)
+    raised(PolicyLost, "Connect", RemotePolicy, url, TOKEN)
     with listener() as silent, pytest.raises(PolicyLate, match="did not open the connection by the deadline"):
         RemotePolicy(url_of(silent), TOKEN, connect_s=0.2)
     for words, kind in ((b"SSH-2.0-OpenSSH_9.2\r\n", PolicyMalformed), (b"", PolicyLost)):
@@ -518,8 +509,7 @@ def test_missing_silent_and_foreign_servers_give_typed_errors():
     # following a redirect would reveal the token to another host
     moved = "HTTP/1.1 302 Found\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n"
     with listener() as elsewhere, greeting(moved.format(url_of(elsewhere)).encode()) as url:
-        with pytest.raises(PolicyRefused, match="HTTP 302"):
-            connect(url)
+        raised(PolicyRefused, "HTTP 302", connect, url)
         elsewhere.settimeout(0.1)
         with pytest.raises(TimeoutError):
             elsewhere.accept()
@@ -554,8 +544,7 @@ def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():
     with answering(pack(HELLO), read=False) as url, connect(url) as policy:
         for _ in range(3):
             begin = time.monotonic()
-            with pytest.raises(PolicyLate, match="by the deadline"):
-                policy.act(observation, deadline_s=0.2)
+            raised(PolicyLate, "by the deadline", policy.act, observation, deadline_s=0.2)
             assert time.monotonic() - begin < SOON
         begin = time.monotonic()
         policy.close()
@@ -636,8 +625,7 @@ def test_server_process_survives_a_pause_and_ends_on_ctrl_c(checkpoint, tmp_path
             assert np.array_equal(policy.plan(third), local.plan(third))
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
-            with pytest.raises(PolicyLost, match="the server was stopped"):
-                policy.plan(third)
+            raised(PolicyLost, "the server was stopped", policy.plan, third)
         assert process.stderr.read().strip() == "s2robot serve: interrupted"
         assert token not in process.stdout.read()
         files = [p for p in tmp_path.rglob("*") if p.is_file() and token in p.read_text(errors="replace")]

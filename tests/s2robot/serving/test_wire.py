@@ -10,6 +10,7 @@ from openpi_client import msgpack_numpy
 
 from s2robot.serving.session import observation_of
 from s2robot.serving.wire import _DTYPES, MAX_ITEMS, WireError, pack, unpack
+from tests.errors import raised
 
 CAMERAS = ("hand", "left")
 HAND, LEFT = (np.full((4, 6, 3), value, np.uint8) for value in (1, 2))
@@ -51,8 +52,7 @@ def test_messages_round_trip_also_with_openpis_packer(value):
      object(), 2**70],
 )  # fmt: skip
 def test_unsupported_values_are_rejected(value):
-    with pytest.raises(WireError, match="^cannot be sent: [^\n]*$"):
-        pack({"value": value})
+    raised(WireError, "^cannot be sent: [^\n]*$", pack, {"value": value})
 
 
 @pytest.mark.parametrize(
@@ -134,5 +134,4 @@ def test_single_camera_is_the_image_and_images_keep_original_names():
 )  # fmt: skip
 def test_invalid_observations_are_rejected(change, words):
     sent = {"hand": HAND, "left": LEFT} | ({"state": STATE} if change else {}) | change
-    with pytest.raises(WireError, match=words):
-        observation_of(unpack(msgpack_numpy.packb(sent)), CAMERAS, {})
+    raised(WireError, words, observation_of, unpack(msgpack_numpy.packb(sent)), CAMERAS, {})
