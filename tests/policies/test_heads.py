@@ -5,16 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from s2robot.core.files import configs_dir
 from s2robot.policies import BatchActor, ChunkPolicy, PolicySpec
 from s2robot.policies.heads import HEADS, HeadSizes, build_head, read_head
 from s2robot.policies.heads.head import signed, unsigned
 from s2robot.policies.parts import Parts
+from tests.configs import composed
 from tests.policies.small import make_batch, make_policy, plan_of, small_spec
 
 SMALL = {
@@ -308,8 +307,7 @@ def test_ensemble_members_match_separate_networks(kind, body):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_head_is_selected_by_name(kind):
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", [f"policy/head={kind}", "policy=mvp_mlp"]))["policy"]
+    config = OmegaConf.to_container(composed("train", f"policy/head={kind}", "policy=mvp_mlp"))["policy"]
     policy = ChunkPolicy(PolicySpec.from_dict(config | {"cameras": ("hand",), "dim": 8, "tokens": 4}))
     assert type(policy.network.head) is HEADS[kind][1]
     assert config["head"] == policy.spec.head.model_dump() == HEADS[kind][0]().model_dump()

@@ -1,6 +1,5 @@
 """Datasets of other formats and robots in the verbs: a mismatch is rejected before encoding."""
 
-import json
 import re
 
 import h5py
@@ -14,8 +13,8 @@ from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.policies import load_checkpoint
-from tests.demos.formats.made import FPS, lerobot_v21, store
-from tests.errors import refuses
+from tests.demos.formats.made import FPS, edited, lerobot_v21, store
+from tests.errors import raised, refuses
 from tests.s2robot.pictures import TRAINING, trained, write_noise
 from tests.s2robot.test_pipeline import EVALUATION, refused
 
@@ -42,13 +41,11 @@ def test_lerobot_folder_defines_its_own_world_and_splits(cache, tmp_path):
     own = {"robot": "koch", "rate_hz": FPS, "action_frame": "parts", "cameras": ("top",)}
     assert demos.imported_space() == own and DemosSettings(name="xarm7_cube").imported_space() == {}
     assert demos.folder().parent == cache / "demos" and len(demos.open()) == 2
-    info = json.loads((file := path / "meta/info.json").read_text())
-    file.write_text(json.dumps(info | {"splits": {"train": "0:1", "test": "1:2", "odd": "80%:"}}))
+    edited(path / "meta/info.json", splits={"train": "0:1", "test": "1:2", "odd": "80%:"})
     for name, episode in (("train", 0), ("test", 1)):
         assert DemosSettings(path=str(path), mask=name).open().meta("source_episode").tolist() == [episode]
     for name, words in (("val", "mask: expected some of train, test, odd, got"), ("odd", "80%")):
-        with pytest.raises(DatasetError, match=words):
-            DemosSettings(path=str(path), mask=name).folder()
+        raised(DatasetError, words, DemosSettings(path=str(path), mask=name).folder)
 
 
 def test_unknown_filter_key_is_rejected(cache, tmp_path):

@@ -7,11 +7,10 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from s2robot.cli import VERBS
-from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, verb_of
+from tests.configs import composed
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -50,10 +49,9 @@ def test_settings_of_commands_exist():
             if (group := next(free, None)) is None:
                 groups.append(group := [])
             group += [word for word in settings if word not in group]
-    with initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        for verb, groups in together.items():
-            for group in groups:
-                compose(verb, group)
+    for verb, groups in together.items():
+        for group in groups:
+            composed(verb, *group)
 
 
 def clash(a: str, b: str) -> bool:
