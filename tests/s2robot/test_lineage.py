@@ -5,13 +5,12 @@ import shutil
 
 import pytest
 
-from s2robot import cli
 from s2robot.demos.formats.export import ExportSettings, export
 from s2robot.demos.store import EpisodeStore
 from tests.demos.formats import made
+from tests.s2robot.evaluation.test_recorded import RECORDED, evaluated
 from tests.s2robot.pictures import TRAINING, trained, write_noise
-
-RECORDED = ("evaluate", "evaluate=recorded", "evaluate.plots=0")
+from tests.s2robot.test_pipeline import refused
 
 
 @pytest.fixture(scope="module")
@@ -41,35 +40,31 @@ def parent(home, demos, train):
 
 
 def validated(home, checkpoint, *words) -> dict:
-    out = home / "validated"
-    shutil.rmtree(out, ignore_errors=True)
-    assert cli.main([*RECORDED, f"checkpoint={checkpoint}", *words, f"hydra.run.dir={out}"]) == 0
-    return json.loads((out / "open_loop.json").read_text())
+    shutil.rmtree(home / "validated", ignore_errors=True)
+    return evaluated(checkpoint, home / "validated", "evaluate.plots=0", *words)
 
 
-def test_training_episodes_of_an_ancestor_are_not_validated(home, demos, train, parent, capsys):
+def test_training_episodes_of_an_ancestor_are_not_validated(here, home, demos, train, parent):
     path = f"demos.path={demos}"
     child = train("child", path, f"train.from={parent}", split(home, [3, 4], [5]))
     assert validated(home, parent)["episodes"] == [3, 4, 5]
     assert validated(home, child)["episodes"] == [5]
-    capsys.readouterr()
     for seen in (0, 3):
-        assert cli.main([*RECORDED, f"checkpoint={child}", path, f"demos.episodes=[{seen}]"]) == 2
-        assert f"(5), got {seen}" in capsys.readouterr().err
+        line = refused(here, *RECORDED, f"checkpoint={child}", path, f"demos.episodes=[{seen}]")
+        assert f"(5), got {seen}" in line
 
 
-def test_ancestor_training_episodes_are_never_held_out(home, demos, train, parent, tiny_encoder, capsys):
+def test_ancestor_training_episodes_are_never_held_out(here, home, demos, train, parent, tiny_encoder):
     words = [f"demos.path={demos}", f"train.from={parent}", "policy.members=1"]
     child = train("drawn", *words, "train.validation=0.5", "train.seed=0")
     assert validated(home, child)["episodes"] == [3, 4, 5]
     assert json.loads((child / "policy.json").read_text())["contract"]["training"]["held_out"] == 3
-    capsys.readouterr()
     for overrides, text in (
         ([split(home, [3], [1])], "expected unseen episodes to hold out, got 1"),
         (["demos.episodes=3", "train.validation=0.5"], "expected unseen episodes to hold out"),
     ):
-        assert cli.main(["train", f"encoder.checkpoint={tiny_encoder}", *TRAINING, *words, *overrides]) == 2
-        assert text in capsys.readouterr().err
+        settings = [f"encoder.checkpoint={tiny_encoder}", *TRAINING, *words, *overrides]
+        assert text in refused(here, "train", *settings)
 
 
 def test_converted_copies_mixes_and_masked_datasets_are_recognised(home, demos, train, parent):

@@ -12,6 +12,9 @@ from tests.demos.formats import made
 from tests.errors import refuses
 from tests.s2robot.html_page import Page
 from tests.s2robot.pictures import TRAINING, trained
+from tests.s2robot.test_pipeline import refused
+
+RECORDED = ("evaluate", "evaluate=recorded")
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +25,8 @@ def checkpoint(home, tiny_encoder):
 
 
 def evaluated(checkpoint, out, *words) -> dict:
-    args = ["evaluate", "evaluate=recorded", f"checkpoint={checkpoint}", f"hydra.run.dir={out}", *words]
-    assert cli.main(args) == 0
+    assert cli.main([*RECORDED, f"checkpoint={checkpoint}", f"hydra.run.dir={out}", *words]) == 0
     return json.loads((out / "open_loop.json").read_text())
-
-
-def refused(capsys, *args) -> str:
-    assert cli.main(["evaluate", "evaluate=recorded", *args]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    return line
 
 
 def test_demos_recorded_by_a_run_are_found_in_its_folder(tmp_path):
@@ -59,8 +55,8 @@ def test_file_table_and_page_show_the_same_figures(home, checkpoint, capsys):
     assert not [a for a in page.addresses if "://" in a]
 
 
-def test_mismatched_data_and_a_missing_run_are_one_error_line(checkpoint, capsys, tmp_path, monkeypatch):
-    line = refused(capsys, f"checkpoint={checkpoint}", "demos.name=xarm7_cube")
+def test_mismatched_data_and_a_missing_run_are_one_error_line(here, checkpoint, tmp_path, monkeypatch):
+    line = refused(here, *RECORDED, f"checkpoint={checkpoint}", "demos.name=xarm7_cube")
     assert line.endswith("the policy requires cameras top, got hand, left, right: 'top' is missing")
     copied = tmp_path / "copied"
     shutil.copytree(checkpoint, copied)
@@ -71,10 +67,10 @@ def test_mismatched_data_and_a_missing_run_are_one_error_line(checkpoint, capsys
     shutil.rmtree(tmp_path / ".hydra")
     monkeypatch.setattr(Lineage, "seen", lambda lineage, store: [])  # as if a run directory named other demos
     for each in (copied, checkpoint):
-        assert "expected demos.path=<the dataset>" in refused(capsys, f"checkpoint={each}")
+        assert "expected demos.path=<the dataset>" in refused(here, *RECORDED, f"checkpoint={each}")
 
 
-def test_mix_of_datasets_is_validated_by_share_and_split(home, tiny_encoder, capsys):
+def test_mix_of_datasets_is_validated_by_share_and_split(here, home, tiny_encoder):
     """The overrides take effect, and the held-out episodes of both datasets are validated."""
     split, other = home / "split.json", made.lerobot_v30(home / "koch3")
     split.write_text(json.dumps({"train": ["0:1"], "validation": [1]}))
@@ -86,11 +82,10 @@ def test_mix_of_datasets_is_validated_by_share_and_split(home, tiny_encoder, cap
     assert dataset["selection"] == {"train": [0, 1], "validation": [2]}
     assert evaluated(checkpoint, home / "mixed_out", "evaluate.plots=0")["episodes"] == [2]
     assert Page(home / "mixed_out/report.html").tags.count("svg") == 1
-    line = refused(capsys, f"checkpoint={checkpoint}", "demos.episodes=1")
+    line = refused(here, *RECORDED, f"checkpoint={checkpoint}", "demos.episodes=1")
     assert "demos.episodes: expected some of the 1 episodes of" in line and line.endswith("(2), got 0")
     words = ["demos.episodes=[0:2,7]", f"demos.path={home / 'koch2'}", encoder]
-    assert cli.main(["train", *words, *TRAINING]) == 2
-    assert "episodes: expected episodes of 0 to 1" in capsys.readouterr().err
+    assert "episodes: expected episodes of 0 to 1" in refused(here, "train", *words, *TRAINING)
     (home / "koch2/data/chunk-000/episode_000000.parquet").write_bytes(b"damaged")  # and not chosen
     other = f"demos.path={home / 'koch2'}", "demos.episodes=[1]"
     assert evaluated(checkpoint, home / "other", "evaluate.plots=0", *other)["steps"] > 0
