@@ -186,8 +186,7 @@ class GymTask(Task):
         self._success, self._ended, self._measured = False, False, math.nan  # no reward yet
         goal: Any = self.seen.get("desired_goal", ()) if isinstance(self.seen, Mapping) else ()
         goals = goal.values() if isinstance(goal, Mapping) else [goal]
-        values = np.concatenate([*map(np.ravel, goals)])
-        self.layout = {f"goal_{i}": float(value) for i, value in enumerate(values)}
+        self.layout = {f"goal_{i}": float(x) for i, x in enumerate(np.concatenate([*map(np.ravel, goals)]))}
 
     def apply(self, action: np.ndarray) -> None:
         if self._ended:  # without success: ignore further actions

@@ -4,6 +4,7 @@ make(settings_class("robosuite")(env="Stack")).reset(seed=0)
 settings_of(store.attrs["env_config"])       # the world of a dataset or a checkpoint
 """
 
+import atexit
 import importlib
 import os
 import sys
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 _CACHED = 3  # worlds of 60 MB; a worker needs one for each kind of demos
 _worlds: dict[tuple[str, bool], "Task"] = {}  # least recently used first
+atexit.register(_worlds.clear)  # MuJoCo cannot free a renderer once the interpreter unloads modules
 DEFAULT = "cube_pick"  # the task of a dataset, checkpoint or summary that names none
-# name -> its settings; their `target` is the class of the world
-SETTINGS = {
+SETTINGS = {  # name -> its settings; their `target` is the class of the world
     "cube_pick": "s2robot.envs.cube_config:CubePickConfig",
     "robosuite": "s2robot.envs.robosuite_config:RobosuiteSettings",
     "lift": "s2robot.envs.robosuite_config:LiftSettings",
