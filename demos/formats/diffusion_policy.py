@@ -247,9 +247,8 @@ class ReplayBuffer(Source):
         array = super().joined(key, columns)
         if self.sidecar or not key.startswith("images_") or array.dtype == np.uint8:
             return array
-        if (
-            0 < (most := float(array.max())) <= 1 or most > 510 or array.min() < -100
-        ):  # resizing may overshoot
+        # resizing may overshoot
+        if 0 < (most := float(array.max())) <= 1 or most > 510 or array.min() < -100:
             where = f"{self.path}: data/{self.keys[key][0]}"
             raise mismatch(where, "images of 0 to 255", f"{float(array.min()):g} to {most:g}")
         return np.rint(array).clip(0, 255).astype(np.uint8)

@@ -66,9 +66,8 @@ def run_trial(settings: TrialSettings, out: Path, connect: Callable[[Sequence[Pa
             for turn, index in enumerate((first, 1 - first), start=1):
                 while done not in policies[index].journal.records:
                     print(f"\npair {done + 1} of at most {settings.pairs}, attempt {turn} of 2", flush=True)
-                    with (out / "attempts.jsonl").open(
-                        "a", encoding="utf-8"
-                    ) as lines:  # also of one that is killed
+                    # also of one that is killed
+                    with (out / "attempts.jsonl").open("a", encoding="utf-8") as lines:
                         lines.write(json.dumps({"pair": done, "folder": folders[index].name}) + "\n")
                     policies[index].attempt(done)
             done += 1
