@@ -145,9 +145,9 @@ def pairs_table(of: str) -> str:
         found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
         for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
             rows.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = points(each), p_text(p)
-    heads = [head for name in names for head in (f"{Path(name).name}, points [95 %]", "p, Holm")]
+    heads = [head for name in names for head in (Path(name).name, "p, Holm")]
     cells = ([row, *sum((each.get(name, ("", "")) for name in names), ())] for row, each in rows.items())
-    return table(["difference", *heads], *cells)
+    return table(["difference, points [95 %]", *heads], *cells)
 
 
 def studies(folder: str = "s2") -> list[str]:

@@ -4,7 +4,6 @@ make(settings_class("robosuite")(env="Stack")).reset(seed=0)
 settings_of(store.attrs["env_config"])       # the world of a dataset or a checkpoint
 """
 
-import atexit
 import importlib
 import os
 import sys
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from s2robot.envs.task import Task
 
 _CACHED = 3  # worlds of 60 MB; a worker needs one for each kind of demos
-_worlds: dict[tuple[str, bool], "Task"] = {}  # least recently used first
-atexit.register(_worlds.clear)  # MuJoCo cannot free a renderer once the interpreter unloads modules
+worlds: dict[tuple[str, bool], "Task"] = {}  # least recently used first
 DEFAULT = "cube_pick"  # the task of a dataset, checkpoint or summary that names none
 SETTINGS = {  # name -> its settings; their `target` is the class of the world
     "cube_pick": "s2robot.envs.cube_config:CubePickConfig",
@@ -88,10 +86,10 @@ def make(settings: TaskSettings, draw: bool = True) -> "Task":
 def make_cached(settings: TaskSettings, draw: bool = True) -> "Task":
     """Like :func:`make`, but reuse one of the last few worlds of this process."""
     key = repr(settings), draw  # a dict of cameras cannot be hashed
-    world = _worlds.pop(key, None) or make(settings, draw)
-    if len(_worlds) >= _CACHED:
-        del _worlds[next(iter(_worlds))]
-    _worlds[key] = world
+    world = worlds.pop(key, None) or make(settings, draw)
+    if len(worlds) >= _CACHED:
+        del worlds[next(iter(worlds))]
+    worlds[key] = world
     return world
 
 

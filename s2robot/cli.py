@@ -104,6 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _fail(f"s2robot {verb}", message)
         return getattr(error, "status", 2)
+    finally:
+        if tasks := sys.modules.get("s2robot.envs.tasks"):
+            tasks.worlds.clear()  # their renderers cannot be freed once MuJoCo is unloaded
     return 0
 
 
