@@ -104,9 +104,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _fail(f"s2robot {verb}", message)
         return getattr(error, "status", 2)
-    finally:
-        if tasks := sys.modules.get("s2robot.envs.tasks"):
-            tasks.worlds.clear()  # their renderers cannot be freed once MuJoCo is unloaded
     return 0
 
 
@@ -247,6 +244,8 @@ def _hydra_app(verb: str, overrides: list[str]) -> int:
             hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name=verb)(task)()
     finally:
         sys.argv = process_argv
+        if tasks := sys.modules.get("s2robot.envs.tasks"):
+            tasks.worlds.clear()  # their renderers cannot be freed once MuJoCo is unloaded
     if failure:
         raise failure[0]
     return status

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from s2robot.cli import main
 from s2robot.core.errors import UserError
 from s2robot.demos.record import record
 from s2robot.envs.gym_task import GymSettings
-from s2robot.envs.tasks import make, make_cached, register_user_task, settings_of
+from s2robot.envs.tasks import make, make_cached, register_user_task, settings_of, worlds
 from s2robot.evaluation.rollouts import World
 from tests.errors import fails, refuses
 from tests.inline import do_inline
@@ -60,6 +61,7 @@ def test_process_caches_the_most_recent_worlds():
     assert make_cached(sizes[0].replace(), draw=False) is first and make_cached(sizes[0]) is not first
     make_cached(sizes[2])  # the fourth world evicts the second, the least recently used
     assert make_cached(sizes[0], draw=False) is first and make_cached(sizes[1], draw=False) is not second
+    assert main(["inspect", "data=missing"]) == 2 and not worlds  # MuJoCo cannot free renderers at exit
 
 
 def test_any_gymnasium_environment_is_a_task():
