@@ -107,16 +107,16 @@ class Supervisor(AbstractContextManager["Supervisor"]):
             try:
                 while self._pipe.poll():
                     if (answer := self._pipe.recv_bytes()) not in (_BEAT, _REST, _STOPPED):
-                        self._stopped = f"its stop ({answer.decode()})"
+                        self._stopped = f"it stopped the arm ({answer.decode()})"
                     self._unanswered = None
                 late = self._unanswered is not None and sent - self._unanswered > self._patience
                 lost = self._stopped or (f"no answer for {self._patience:g} s" if late else "")
                 if not lost:
                     self._pipe.send_bytes(message)
             except (OSError, EOFError):
-                lost = self._stopped or "a closed connection"
+                lost = self._stopped or "connection closed"
             if lost:
-                raise EnvError(f"supervisor: not running ({lost}); no motion without it")
+                raise EnvError(f"supervisor: {lost}; no motion without it")
             if self._unanswered is None:
                 self._unanswered = sent
 

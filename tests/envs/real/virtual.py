@@ -190,7 +190,7 @@ class Watch:
 
     def beat(self):
         if self.gone:
-            raise EnvError("supervisor: not running (a closed connection)")
+            raise EnvError("supervisor: connection closed")
         self.heard.append("beat")
 
     def rest(self):
