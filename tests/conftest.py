@@ -29,14 +29,14 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 # generous time limits (those of deployment) run beside the others: they wait more than they compute.
 REALTIME = (
     "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py", "envs/real/control/test_supervisor.py",
-    "s2robot/serving/test_open_network.py", "s2robot/serving/test_server.py",
+    "s2robot/deployment/test_bench.py", "s2robot/serving/test_open_network.py", "s2robot/serving/test_server.py",
 )  # fmt: skip
 # The longest modules first, so that no single worker finishes late; waiting ones alternate with computing ones.
 LONG = (
     "s2robot/deployment/test_deploy.py", "s2robot/test_pipeline.py", "s2robot/deployment/test_evaluate.py",
     "s2robot/test_kills_run.py", "s2robot/deployment/test_own_arm.py", "test_package.py",
     "s2robot/deployment/test_trial.py", "s2robot/comparison/test_plan.py", "s2robot/deployment/test_record.py",
-    "s2robot/dagger/test_record.py", "s2robot/evaluation/test_rollouts.py", "s2robot/deployment/test_bench.py",
+    "s2robot/dagger/test_record.py", "s2robot/evaluation/test_rollouts.py",
     "s2robot/test_trained.py", "s2robot/test_lineage.py", "s2robot/pretraining/test_frames.py",
     "s2robot/probing/test_readout.py", "s2robot/probing/test_scaling.py", "s2robot/test_tuned.py",
     "s2robot/training/test_processes.py", "s2robot/test_rounds.py", "s2robot/test_examples.py",
