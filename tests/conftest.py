@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # These depend on the wall clock: the emulated arm and the vendor's SDK run in real time, a server has deadlines. Tests with
-# generous time limits (those of deployment) run beside the others: they wait more than they compute.
+# generous time limits (most of deployment's) run beside the others: they wait more than they compute.
 REALTIME = (
     "envs/real/control/test_bridge.py", "envs/real/control/test_faults.py", "envs/real/control/test_supervisor.py",
     "s2robot/deployment/test_bench.py", "s2robot/serving/test_open_network.py", "s2robot/serving/test_server.py",

@@ -136,8 +136,8 @@ def test_nothing_moves_without_a_running_supervisor(arm):
     watch = Watch()
     runtime = made(arm, supervisor=watch)
     arm.clock.at(0.5, lambda: setattr(watch, "gone", True))
-    fails("connection closed", runtime.run, 1000)
-    assert arm.stopped and "connection closed" in runtime.fault[0]  # the fault stays
+    fails("supervisor: connection closed", runtime.run, 1000)
+    assert arm.stopped and "supervisor: connection closed" in runtime.fault[0]  # the fault stays
     arm.stopped, before = False, len(arm.sent)
     for runtime, reason in (
         (made(arm, supervisor=watch), "connection closed"),

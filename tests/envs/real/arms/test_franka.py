@@ -103,5 +103,5 @@ def test_lost_controller_or_gripper_is_reported(arm, monkeypatch):
 def test_stop_during_arming_is_not_lost(arm, monkeypatch):
     start = arm._start
     monkeypatch.setattr(arm, "_start", lambda: (start(), arm.stop("operator")))
-    fails("stopped while it was being armed", arm.arm)
+    fails("^arm: stopped while it was being armed", arm.arm)
     assert arm.stopped and arm.command(arm.read().q, None).code == REFUSED

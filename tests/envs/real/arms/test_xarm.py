@@ -206,7 +206,7 @@ def test_failed_arming_stops_the_arm_and_a_concurrent_stop_is_not_lost(driver, e
         return answer
 
     monkeypatch.setattr(driver._sdk, "get_state", stopped_meanwhile)
-    fails("stopped while it was being armed", getattr(driver, method))
+    fails("^arm: stopped while it was being armed", getattr(driver, method))
     assert emulator.side("status")["state"] >= 4
     assert driver.stopped and driver.command(HOME, None).code == REFUSED
     fails("expected an opening of 0 to 1", driver.grip, 1.0)

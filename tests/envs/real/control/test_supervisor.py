@@ -78,14 +78,18 @@ def test_hung_loop_is_stopped_even_if_the_supervisor_is_signalled(moving, watch)
     assert os.getsid(supervisor.process.pid) == supervisor.process.pid
     wait_for(lambda: not ready(moving), "a stop")
     supervisor.process.join(PATIENCE)
-    fails(r"it stopped the arm \(no heartbeat for 2 s\)", beat_on, supervisor)
+    fails(r"^supervisor: it stopped the arm \(no heartbeat for 2 s\)", beat_on, supervisor)
 
 
 def test_beat_fails_when_the_supervisor_has_lost_the_arm(moving, watch):
     supervisor = watch(9.0)
     supervisor.beat()
     moving.side.fault("drop")
-    fails(r"it stopped the arm \(the supervisor's connection to the arm broke\)", beat_on, supervisor)
+    fails(
+        r"^supervisor: it stopped the arm \(the supervisor's connection to the arm broke\)",
+        beat_on,
+        supervisor,
+    )
 
 
 def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch):
@@ -97,7 +101,7 @@ def test_beat_fails_on_a_hung_supervisor_but_not_after_pauses(watch, monkeypatch
         wait_for(supervisor._pipe.poll, "an answer")
     os.kill(supervisor.process.pid, signal.SIGSTOP)
     try:
-        fails("no answer for 0.5 s", beat_on, supervisor)
+        fails("^supervisor: no answer for 0.5 s; no motion without it", beat_on, supervisor)
     finally:
         supervisor.process.kill()
 

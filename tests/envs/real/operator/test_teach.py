@@ -111,7 +111,7 @@ def test_supervisor_gets_heartbeats_while_the_arm_is_led_by_hand(led):
     assert max(np.diff([begin, *beats, led.clock.now()])) < 0.05 and watch.heard[-1] == "rest"
     led.clock.at(0.5, lambda: setattr(watch, "gone", True))
     controls.reset()
-    fails("connection closed", taught, led, controls, lambda step: None, supervisor=watch)
+    fails("supervisor: connection closed", taught, led, controls, lambda step: None, supervisor=watch)
     assert led.stopped and watch.heard[-1] == "rest"
 
 
