@@ -47,10 +47,6 @@ class Finding(NamedTuple):
     check: str
     text: str
 
-    @property
-    def stops(self) -> bool:
-        return self.level == STOP
-
     def __str__(self) -> str:
         return f"{self.level:<8}{self.check}: {self.text}"
 

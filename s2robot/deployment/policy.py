@@ -15,10 +15,11 @@ from s2robot.deployment.ahead import PlanAhead
 from s2robot.deployment.settings import Bench, Bridge, HostSettings
 from s2robot.envs.cube_config import ACTION_FRAME
 from s2robot.envs.frames import ImageSize
+from s2robot.envs.real.control.subscriber import Subscriber
 
 
 @dataclass
-class Policy:
+class Policy(Subscriber):
     act: Callable[[Mapping], np.ndarray]  # observation -> float32 (A,)
     actor: Any  # `Actor` or `RemotePolicy`: plans, and stores an episode's seed and disagreement
     contract: dict[str, Any]
@@ -33,6 +34,9 @@ class Policy:
     def rate_hz(self) -> float:
         """Decisions per second at the demos' speed."""
         return float(self.contract["rate_hz"])
+
+    def on_drop(self) -> None:
+        self.planner.replan()  # the rest of a plan does not fit without its first action
 
 
 def make_policy(source: HostSettings, bench: Bench, stack: ExitStack) -> Policy:

@@ -67,7 +67,7 @@ def check_all(
     observation = observation_of(state, arm.readers, size, arm.bench.gripper is not None)
     findings += check_observation(observation, limits)
     findings += check_views(demos, policy, observation["images"], picture, live)
-    if not any(f.stops for f in findings):  # a policy cannot plan without a valid observation
+    if all(f.level != STOP for f in findings):  # a policy cannot plan without a valid observation
         findings.append(_check_latency(policy, observation, rate * arm.bridge.speed, arm.bridge.plan_s))
     return findings
 

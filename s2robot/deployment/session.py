@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from s2robot.config import DemosSettings
 from s2robot.core.errors import UserError
 from s2robot.core.settings import read
-from s2robot.deployment.arm import ConnectedArm
+from s2robot.deployment.arm import STOP, ConnectedArm
 from s2robot.deployment.operator import Keys, WatchingOperator, keys
 from s2robot.deployment.policy import by_name, make_policy
 from s2robot.deployment.preflight import check_all
@@ -191,7 +191,7 @@ class Rig:
             print(finding)
         if self.arm.readers:
             print(f"camera images: {image}", flush=True)
-        if stops := sum(finding.stops for finding in findings):
+        if stops := sum(finding.level == STOP for finding in findings):
             raise UserError(f"pre-flight: {stops} of {len(findings)} checks failed (stop); nothing has moved")
 
     def loop_config(self, live: bool, image_size: ImageSize | None = None) -> LoopConfig:
@@ -203,4 +203,6 @@ class Rig:
         """Return a session in which the policy acts; `settings` are arguments of `ArmSession`."""
         actor, options = self.policy.actor, dict[str, Any](act=self.policy.act, loop=self.loop_config(live))
         options |= {"disagreement": lambda: actor.disagreement, **settings}
-        return ArmSession(self.arm, subscribers=subscribers, reset_policy=self.policy.reset, **options)
+        return ArmSession(
+            self.arm, subscribers=[self.policy, *subscribers], reset_policy=self.policy.reset, **options
+        )

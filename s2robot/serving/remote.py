@@ -113,8 +113,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             raise
         self.contract: dict[str, Any] = metadata.contract
         self.cameras, self.image_size = tuple(metadata.sizes), as_image_size(metadata.sizes)
-        self._max_actions, self._action_dim = metadata.actions, metadata.action_dim
-        self._max_bytes = metadata.max_bytes
+        self._limits = metadata
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -131,6 +130,10 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
         """Begin an episode, as `Actor.reset`. The next request informs the server, so this call cannot fail."""
         self.seed, self._task = secrets.randbits(32) if seed is None else seed, task
         self._used: int | None = None  # number of the last answer in this episode
+        self.replan()
+
+    def replan(self) -> None:
+        """Drop the rest of the plan, so that the next call of `act` contacts the server."""
         self.remaining: list[np.ndarray] = []
 
     def act(self, observation: Mapping[str, Any], deadline_s: float | None = None) -> np.ndarray:
@@ -164,12 +167,12 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
             data = pack({**seen, "reset": self._used is None, "s2robot": numbers})
         except WireError as error:
             raise UserError(f"observation: {error}") from error
-        if len(data) > self._max_bytes:
-            most = f"at most {self._max_bytes / 1e6:g} MB (serve.max_message_mb)"
+        if len(data) > self._limits.max_bytes:
+            most = f"at most {self._limits.max_bytes / 1e6:g} MB (serve.max_message_mb)"
             raise UserError(f"observation: expected {most}, got {len(data) / 1e6:.1f}")
         answer = self._exchange(data, until)
         actions: Any = answer.get("actions")
-        limit, width = self._max_actions, self._action_dim
+        limit, width = self._limits.actions, self._limits.action_dim
         array = isinstance(actions, np.ndarray) and actions.dtype == np.float32 and actions.ndim == 2
         valid = array and 1 <= len(actions) <= limit and actions.shape[1] == width
         if not valid or not np.isfinite(actions).all():

@@ -33,7 +33,7 @@ from websockets.sync.server import serve as listen
 
 from s2robot import __version__
 from s2robot.config import path_of
-from s2robot.core.errors import UserError, one_of
+from s2robot.core.errors import UserError, one_of, reported
 from s2robot.core.settings import Settings, from_yaml, read
 from s2robot.envs.frames import ImageSize, sizes_of
 from s2robot.loading import image_size_of, load_policy
@@ -123,8 +123,9 @@ class Gate(socket.socket):
         """Close the oldest pending connection of a host; None: of the host that has most."""
         hosts = [at[0] for at in self.pending]
         host = host or max(hosts, key=hosts.count)
-        oldest = next(at for at in self.pending if at[0] == host)
-        _cut_off(self.pending.pop(oldest)[0])  # then its thread closes it
+        _cut_off(
+            self.pending.pop(next(at for at in self.pending if at[0] == host))[0]
+        )  # its thread closes it
 
 
 def _cut_off(connection: socket.socket) -> None:
@@ -292,14 +293,11 @@ def tls_of(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0  # clients would read them while they write, which OpenSSL does not allow
-    try:
+    got = f"{certificate} and {key}" if key else certificate
+    expected = "PEM files of a certificate and its key, without a passphrase"
+    with reported(f"serve.certificate: expected {expected}, got {got}"):
         # without the empty password, OpenSSL would prompt on the terminal for a key's passphrase
         context.load_cert_chain(certificate, key, password=lambda: "")  # type: ignore[arg-type]
-    except (OSError, TypeError, ValueError) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        got = f"{certificate} and {key}" if key else certificate
-        expected = "PEM files of a certificate and its key, without a passphrase"
-        raise UserError(f"serve.certificate: expected {expected}, got {got} ({why})") from error
     return context
 
 

@@ -28,8 +28,6 @@ from s2robot.envs.real.control.stream import CommandStream, LoopConfig
 from s2robot.envs.real.control.subscriber import Subscriber
 from s2robot.envs.real.control.watchdog import UNSURE, State, Watchdog, WatchdogLimits
 
-__all__ = ["STOOD_S", "ControlLoop", "LoopConfig", "Result"]
-
 STOOD_S = 0.05  # s without a command, after which the arm is at rest at its last one
 SETTLE_S = 0.1  # s after braking until the arm has settled
 PRESSES = 5e-3  # rad between the last command and an arm at rest: from here on, something blocks it
@@ -231,6 +229,9 @@ class ControlLoop:
         """Return what to send in this period; None when the last step is done. Submit an observation when one is due."""
         measured = self.sensors.state
         assert measured is not None
+        if answer is not None and (state == State.HOLD or answer.t_observed < episode.void_before):
+            answer = None
+            self.notify("on_drop")
         if state == State.HOLD:
             unsure = self.watchdog.reasons == (UNSURE,)
             submits = unsure and now >= episode.next_tick and not worker.busy
@@ -244,7 +245,7 @@ class ControlLoop:
             episode.unsure = unsure
             return self.stream.hold(now, measured, self.watchdog.reasons[0])
         episode.unsure = False
-        if answer is not None and answer.actions is not None and answer.t_observed >= episode.void_before:
+        if answer is not None and answer.actions is not None:
             if self.config.check_chunks and (why := self.stream.chunk_problem(answer.actions, measured)):
                 self.watchdog.fault(now, why)
                 return None

@@ -23,6 +23,9 @@ class Subscriber:
     def on_begin(self) -> None:
         """Called when the policy is warm and all readings are fresh, before motion begins."""
 
+    def on_drop(self) -> None:
+        """Called when the policy's answer is dropped, because the arm was held after its observation."""
+
     def on_beat(self) -> None:
         """Called when a period of the stream begins."""
 

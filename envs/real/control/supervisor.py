@@ -171,11 +171,9 @@ class EndsLoop:
     def __init__(self) -> None:
         self._loop = parent_process().pid  # type: ignore[union-attr]  # getppid() may be the next parent already
 
-    def connect(self, timeout_s: float) -> None:
-        """Nothing to connect to."""
+    def connect(self, timeout_s: float) -> None: ...
 
-    def close(self) -> None:
-        """Nothing to close."""
+    def close(self) -> None: ...
 
     def status(self) -> DriverStatus:
         return DriverStatus(os.getppid() == self._loop, 0, 0, 0.0)

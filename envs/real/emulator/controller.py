@@ -251,10 +251,6 @@ class Controller:
         """Whether motion commands are executed."""
         return self.enabled == ALL_JOINTS and self._base_state == READY and not self.error
 
-    @property
-    def queued(self) -> int:
-        return int(self.motion.kind == "plan")
-
     def reported(self) -> dict:
         """Return the arm's motion, rad, m, Nm and s; during the fault `freeze_joints`, as it was when that began."""
         p = self.plant

@@ -186,7 +186,7 @@ class Commands:
         answers = {
             Fn.VERSION: VERSION,
             Fn.GET_STATE: bytes([box.state]),
-            Fn.COMMAND_COUNT: bytes([0, box.queued]),
+            Fn.COMMAND_COUNT: bytes([0, box.motion.kind == "plan"]),
             Fn.ERROR: bytes([box.error, 0]),
             Fn.TCP_POSE: wire.pack_floats(wire.pose_of(motion["joints"])),
             Fn.JOINTS: wire.pack_floats(np.concatenate([motion[kind] for kind in kinds])),

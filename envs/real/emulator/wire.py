@@ -117,7 +117,7 @@ def report_rich(r: Any) -> bytes:
     tool = [0] * 6 + [0.82, 0, 0, 48]  # offset (mm, rad), load (kg, mm): its own gripper
     return b"".join(
         [
-            struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.queued),
+            struct.pack(">IBH", 587, (r.mode & 0x0F) << 4 | r.state & 0x0F, r.motion.kind == "plan"),
             pack_floats(np.concatenate([motion["joints"], pose_of(motion["joints"]), motion["torques"]])),
             bytes([r.enabled, r.enabled, r.error & 0xFF, 0]) + pack_floats(tool),
             bytes([r.collision_sensitivity, 3]) + pack_floats([0, 0, -1]),  # also for teaching; gravity

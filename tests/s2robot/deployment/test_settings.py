@@ -80,7 +80,7 @@ def test_each_camera_kind_and_the_reasons_for_missing_frames(realsense, pictures
         assert start_cameras(replay, ["left"], None, stack, {"left": (72, 96)})[1]["left"].width == 96
     assert [f.check for f in failed] == [f"camera {name}" for name in ("right", "wrist", "top", "front")]
     texts = ("images_right", "wrist.device: ", "top.kind: ", "'front'")
-    assert all(text in finding.text and finding.stops for finding, text in zip(failed, texts, strict=True))
+    assert all(text in f.text and f.level == "stop" for f, text in zip(failed, texts, strict=True))
 
 
 def test_the_lock_of_an_arm_does_not_depend_on_how_its_address_was_typed():

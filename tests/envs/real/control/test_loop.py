@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from s2robot.demos.store import EpisodeStore
+from s2robot.deployment.policy import Policy
 from s2robot.envs.real.arms.driver import XARM7_LIMITS
 from s2robot.envs.real.arms.geometry import XArm7Points
 from s2robot.envs.real.control.loop import ControlLoop, LoopConfig
@@ -295,6 +297,24 @@ def test_plan_that_ends_a_hold_is_executed_from_its_first_action(arm, cameras):
     loop, executed, _ = unsure(arm, cameras, [0.0, 0.0, 0.3, 0.3], 0.03, {"policy_hz": 10.0})
     loop.run(max_steps=3)
     assert executed == [2, 5, 6]
+
+
+def test_plan_is_dropped_with_its_first_action(arm, cameras, clock):
+    """The arm holds while it waits for the late third plan, and does not execute that plan from its second action on."""
+    plan, calls, executed = [], count(1), []
+
+    def act(observation):
+        if not plan:
+            clock.sleep(0.4 * ((call := next(calls)) == 3))
+            plan.extend(10 * call + i for i in range(2))
+        return SLOWLY + 1e-6 * plan.pop(0) * np.eye(8)[6]
+
+    policy = Policy(act, None, {}, 8, None, plan.clear, SimpleNamespace(replan=plan.clear))
+    note = Calls(
+        begin=plan.clear, step=lambda step: executed.append(round((step["action_raw"][6] - 0.01) * 1e6))
+    )
+    made(arm, cameras, act, CALM.replace(policy_hold=0.15), subscribers=[policy, note]).run(max_steps=5)
+    assert executed == [20, 21, 40, 41, 50]
 
 
 def test_late_policy_holds_and_hung_policy_is_a_fault_blocking_new_episodes(arm, cameras, clock):
