@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from operator import index
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -24,14 +25,15 @@ from torch import Tensor, nn
 
 from s2robot.backbones.weights import weights_sha256
 from s2robot.core.errors import UserError
+from s2robot.core.files import read_json
 
 Size = tuple[int, int]  # height and width in pixels
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Mean and std of the published checkpoints of a Hugging Face family, by config.model_type. "vit" is Google's;
-# Facebook's (DINO, MAE) use ImageNet's and are recognised only by name.
+# Mean and std of the published checkpoints of a Hugging Face family, by config.model_type, for models without
+# preprocessor_config.json. "vit" is Google's; Facebook's (DINO, MAE) use ImageNet's and are recognised only by name.
 HUGGING_FACE = (
     dict.fromkeys(("vit", "beit", "siglip_vision_model", "siglip2_vision_model"), HALF)
     | dict.fromkeys(("clip_vision_model", "metaclip_2_vision_model"), CLIP)
@@ -204,7 +206,7 @@ def _plain(value: Any) -> Any:
         return weights_sha256({"": torch.as_tensor(value)})
     if value is not None and not isinstance(value, bool | int | float | str | torch.dtype):
         raise TypeError(type(value))
-    return "" if "/" in str(value) else value
+    return "" if str(value).startswith(("/", "~/", "./", "../")) else value
 
 
 def _are_numbers(value: Any) -> bool:
@@ -273,8 +275,7 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     config = model.config
     name = str(getattr(config, "_name_or_path", "") or config.model_type)
     if hasattr(config, "mask_ratio"):
-        why = f"a {type(model).__name__} masks and shuffles its tokens"
-        raise UserError(f"{name}: {why}; load it as a ViTModel")
+        raise UserError(f"{name}: this model masks and shuffles its tokens; load it as a ViTModel")
     tile = pair(getattr(config, "image_size", None) or 224, "tile")
     depth = len(getattr(config, "depths", ())) or getattr(config, "num_hidden_layers", 0)
     lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth > 0]
@@ -287,6 +288,8 @@ def _hugging_face(model: Any, block: int | None, size: Size | None) -> Source:
     mean, std = HUGGING_FACE.get(config.model_type, (None, None))
     if config.model_type == "vit" and name.startswith("facebook/"):
         mean, std = IMAGENET
+    if (file := Path(name, "preprocessor_config.json")).is_file():  # of a model loaded from a folder
+        mean, std = (read_json(file).get(key) for key in ("image_mean", "image_std"))
     patch = _side(config.patch_size) if uniform else None
     facts = Facts(name, tile, patch, mean=mean, std=std, depth=len(stages) or None)
     return Source(model, partial(_pixel_values, **{option: True}) if interpolates else _pixel_values, facts)

@@ -67,10 +67,8 @@ def load(name: str, checkpoint: str | Path | None = None, *, check_md5: bool = T
     with reported(f"{path}: not a readable weights file"):
         found = _md5(path) if check_md5 else published.md5
     if found != published.md5:
-        raise UserError(
-            f"{path}: expected md5 {published.md5} of {name} ({published.file}), got {found}; remove the file to "
-            "download it again, or set encoder.check_md5=false"
-        )
+        got = f"{found}; remove the file to download it again, or set encoder.check_md5=false"
+        raise UserError(f"{path}: expected md5 {published.md5} of {name} ({published.file}), got {got}")
     state = read_state(path)
     dropped, vit = ("mask_token", "decoder_", "decoder.", "head."), MVPViT(published.spec)
     load_strict(vit, {k: v for k, v in state.items() if not k.startswith(dropped)}, str(path))
@@ -89,10 +87,8 @@ def fetch(name: str, *, check_md5: bool = True) -> Path:
         return path
     hint = f"; save the file as {path}, or set checkpoint= (encoder.checkpoint= in a command)"
     kinds = (OSError, http.client.HTTPException)  # URLError and HTTPError are OSErrors
-    with (
-        reported(f"{name}: {published.url} could not be downloaded", hint, kinds),
-        replacing(path, shared=True) as part,
-    ):
+    failed = f"{name}: {published.url} could not be downloaded"
+    with reported(failed, hint, kinds), replacing(path, shared=True) as part:
         _download(published.url, part)
         if check_md5 and (found := _md5(part)) != published.md5:
             raise OSError(f"expected md5 {published.md5}, got {found}")
@@ -101,8 +97,7 @@ def fetch(name: str, *, check_md5: bool = True) -> Path:
 
 def _download(url: str, path: Path) -> None:
     """Download a URL to a file; OSError if the server does not respond or sends fewer bytes than announced."""
-    request = urlopen(url, timeout=_TIMEOUT_S)
-    with request as response, path.open("wb") as file, bar("downloading") as update:
+    with urlopen(url, timeout=_TIMEOUT_S) as response, path.open("wb") as file, bar("downloading") as update:
         done, total = 0, int(response.headers.get("Content-Length") or 0)
         while block := response.read(1 << 20):
             file.write(block)

@@ -103,8 +103,9 @@ class S2Encoder(nn.Module):
         self.num_prefix_tokens, self.dim = backbone.num_prefix_tokens, backbone.dim * len(self.sizes)
         self.pool, self.name, self.dtype, self.frames_per_call = pool, name, dtype, frames_per_call
         spec = getattr(backbone.model, "spec", None)
-        self.describe = {"block": backbone.block, **(describe or {})}
-        self.describe |= {"spec": asdict(spec)} if spec else {}
+        self.describe = {"block": backbone.block, **(describe or {})} | (
+            {"spec": asdict(spec)} if spec else {}
+        )
         self.architecture = type(backbone.model).__name__
         # a spec or `describe` identifies the architecture; otherwise it is read from the model
         self._structure = "" if spec or describe else structure(backbone.model)

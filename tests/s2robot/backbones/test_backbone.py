@@ -178,7 +178,7 @@ def test_blocks(name):
 
 
 @torch.no_grad()
-def test_hugging_face_beyond_the_vision_model():
+def test_hugging_face_beyond_the_vision_model(tmp_path):
     transformers = pytest.importorskip("transformers")
     text = {k: v for k, v in HF_VIT.items() if k not in ("image_size", "patch_size")}
     clip = transformers.CLIPModel(transformers.CLIPConfig(vision_config=HF_VIT, text_config=text)).eval()
@@ -196,7 +196,10 @@ def test_hugging_face_beyond_the_vision_model():
         assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (1, 1, 1))
     config = transformers.ViTConfig(**HF_VIT, name_or_path="facebook/dino-vits16")
     assert find_backbone(transformers.ViTModel(config)).mean == IMAGENET[0]
-    config.model_type = "vitamin"
+    config.name_or_path = str(tmp_path)  # as after from_pretrained(folder)
+    transformers.ViTImageProcessor(**vars(processor)).save_pretrained(tmp_path)
+    assert find_backbone(transformers.ViTModel(config)).mean == (0.1, 0.2, 0.3)
+    config.name_or_path, config.model_type = "", "vitamin"
     rejected(transformers.ViTModel(config), "mean, std: unknown")
     rejected(transformers.ViTMAEModel(transformers.ViTMAEConfig(**HF_VIT)), "masks and shuffles")
 

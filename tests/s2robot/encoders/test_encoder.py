@@ -176,7 +176,7 @@ def test_fingerprint_of_a_custom_model_covers_more_than_its_weights():
     models.append(timm_vit(3, act_layer=torch.nn.ReLU))
     encoders = [S2Encoder(model, (16,)) for model in models]
     own = [Patches(), Coarsest()]
-    plain = True, False, "a", {"gain": [2.0]}, {3}, F.relu, torch.half
+    plain = True, False, "a", "organisation/a", "organisation/b", {"gain": [2.0]}, {3}, F.relu, torch.half
     shown = [{"setting": each} for each in (*plain, torch.ones(2), torch.zeros(2), np.ones(3))]
     for settings in (*shown, {"_gain": 2.0}):
         own.append(Patches())
