@@ -165,7 +165,7 @@ def path_of(cfg: DictConfig, key: str) -> Path:
 def task_settings(cfg: DictConfig, **changes: Any) -> Any:
     """Return the settings of a config's simulated world with ``changes``; the default task reads `env` and `robot`."""
     node = plain(cfg.task) if "task" in cfg else {"name": DEFAULT}
-    name, target = node["name"], node.get("class")
+    name, target = read(str, node["name"], "task.name"), node.get("class")
     if target is None and name == DEFAULT:
         node = {"robot": cfg.robot.name, **plain(cfg.env)}
     cls = settings_class(name) if target is None else register_user_task(name, target)

@@ -20,6 +20,7 @@ from s2robot.config import task_settings
 from s2robot.core.files import configs_dir
 from s2robot.overrides import as_known, take_stored_world
 from tests.configs import composed
+from tests.errors import refuses
 
 
 @pytest.fixture
@@ -162,6 +163,7 @@ def test_gymnasium_world_comes_from_the_checkpoint(tmp_path):
     assert world.image_size == 16  # an override wins
     assert config_of("task=gym", "task.id=Other-v0").task.success == ""
     assert config_of("task=stack").task.name == "stack"
+    refuses("task.name: expected a string", task_settings, composed("evaluate", "task.name=[1]"))
     typed = config_of("++task.kwargs.h=1", "++task.kwargs.g=0.5", "+task.max_steps=7").task
     assert (typed.name, typed.kwargs, typed.max_steps) == ("gym", {"g": 0.5, "h": 1}, 7)
 
