@@ -165,10 +165,10 @@ def primary_table(of: str) -> str:
     found = [[difference(x[a], x[b]) for a, b in pairs] for _, x in map(comparison, names)]
     p = iter(holm([each.p for row in found for each in row]))
     rows = [
-        [Path(name).name, *(cell for each in row for cell in (points(each), p_text(next(p))))]
+        [Path(name).name, *(f"{points(each)}; {p_text(next(p))}" for each in row)]
         for name, row in zip(names, found, strict=True)
     ]
-    heads = [head for a, b in pairs for head in (f"{ARMS[a]} − {ARMS[b]}, points [95 %]", "p, Holm")]
+    heads = [f"{ARMS[a]} − {ARMS[b]}, points [95 %]; p, Holm" for a, b in pairs]
     return table(["world", *heads], *rows)
 
 
