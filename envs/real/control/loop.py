@@ -170,9 +170,9 @@ class ControlLoop:
         if answer is None or answer.error:
             why = answer.error if answer else f"no answer within {config.warm_up_s:g} s"
             raise EnvError(f"policy: {why}; nothing has moved")
-        self.notify("on_begin")
         # again: frames may have become stale during the policy's first, slow answer
         self.stream.start(self.sensors.wait_ready(watch, config.ready_s, "loop").q)
+        self.notify("on_begin")
 
     def _period(self, episode: _Episode, worker: PolicyWorker) -> None:
         """Wait for the period to begin, then read, decide and send; or set the cause of the episode's end."""
