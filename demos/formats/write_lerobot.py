@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from s2robot.core.parts import Part, number_names, words
+from s2robot.demos.binding import names_no_world
 from s2robot.demos.errors import mismatch
 from s2robot.demos.formats.export import ExportSettings, all_pieces, check_names, rate_of
 from s2robot.demos.formats.lerobot import ACTION, AUTOMATIC, IMAGES, MARKER, STATE
@@ -32,7 +33,7 @@ CHUNK = 1000  # files per folder
 MAX_SECONDS = 1000  # per video; beyond it, float32 time stamps are coarser than LeRobot's tolerance
 NAMES = {"action": ACTION, "proprio": STATE}
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-SIDE, LARGE = 150, 300  # images with a side of at least LARGE px are subsampled to about SIDE px
+SIDE = 150  # images with a side of at least twice as many px are subsampled to about this side
 Stats = dict[str, np.ndarray]
 CARD = """---
 task_categories:
@@ -140,8 +141,7 @@ class _Writer:
                 numbers[feature].append(values)
             in_piece = sampled[(sampled >= start) & (sampled < stop)] - start
             for feature, values in frames.items():
-                longest = max(values.shape[1:3])
-                every = longest // SIDE if longest >= LARGE else 1
+                every = max(1, max(values.shape[1:3]) // SIDE)
                 images[feature].append(values[in_piece, ::every, ::every])
             for name, files in self._videos.items():
                 files.file.write(piece[f"images_{name}"])
@@ -257,7 +257,8 @@ def _tasks(store: EpisodeStore, instruction: str | None) -> tuple[list[str], lis
     if known and "task" in store.meta_keys:
         tasks = list(dict.fromkeys(known))
         return tasks, [tasks.index(known[i]) for i in store.meta("task")]
-    name = str(store.attrs["env_config"].get("task", DEFAULT))
+    world, unnamed = store.attrs["env_config"], store.path.stem if names_no_world(store.attrs) else DEFAULT
+    name = str(world.get("id", world.get("task", unnamed)))  # only gymnasium's worlds have an id
     return [instruction or name.replace("_", " ")], [0] * len(store)
 
 
