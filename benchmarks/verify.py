@@ -137,16 +137,17 @@ def arms_table(of: str) -> str:
 
 def pairs_table(of: str) -> str:
     """Return the differences of comparisons, the primary ones of the protocol aside, with Holm's correction within each."""
-    names, rows = of.split(), dict[str, dict[str, str]]()  # label -> comparison -> cell
+    names, columns = of.split(), dict[str, dict[str, str]]()  # label -> comparison -> cell
     for name in names:
         facts, outcomes = comparison(name)
         labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
         pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(name.split("/")[0], ())]
         found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
         for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
-            rows.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = f"{points(each)}; {p_text(p)}"
-    cells = ([row, *(each.get(name, "") for name in names)] for row, each in rows.items())
-    return table(["difference, points [95 %]; p, Holm", *(Path(name).name for name in names)], *cells)
+            if b != "one" or "-15-" in name:  # gains over scale 1 elsewhere have a table of their own
+                columns.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = f"{points(each)}; {p_text(p)}"
+    rows = ([Path(name).name, *(each.get(name, "") for each in columns.values())] for name in names)
+    return table(["points [95 %]; p, Holm", *columns], *rows)
 
 
 def studies(folder: str = "s2") -> list[str]:
