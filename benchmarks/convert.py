@@ -35,13 +35,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # once as PNG: demonstrations that hold states are drawn, which takes longest
-        first = ExportSettings.model_validate({"pictures": "png"})
+        first = ExportSettings.model_validate({"image_codec": "png"})
         export(EpisodeStore.open(as_store(args.data, folder / "cache")), folder / "first", "lerobot", first)
         convert(folder / "first", folder / "drawn.zarr")
         store = EpisodeStore.open(folder / "drawn.zarr")
         frames = store.num_steps * len(store.cameras)
         for pictures in ("h264", "png"):
-            settings = ExportSettings.model_validate({"pictures": pictures})
+            settings = ExportSettings.model_validate({"image_codec": pictures})
             cpu = seconds(partial(export, store, folder / pictures, "lerobot", settings))
             convert(folder / pictures, folder / f"{pictures}.zarr")
             squares = errors(store, EpisodeStore.open(folder / f"{pictures}.zarr"))
