@@ -156,21 +156,19 @@ def studies(folder: str = "s2") -> list[str]:
 
 
 def primary_table(of: str) -> str:
-    """Return the primary comparisons of a folder, with Holm's correction over all; or of `<folder> <arm> <arm>` the difference
-    in each world that ran both, those with 15 demonstrations aside, which have tables of their own."""
+    """Return the primary comparisons of a folder, with Holm's correction over all; of `<folder> <arm> <arm>` that difference too,
+    corrected over the worlds with more than 15 demonstrations: the others have tables of their own."""
     folder, *arms = of.split()
-    pairs: list[Any] = [arms] if arms else PRIMARY[folder]
-    names = [
-        n for n in studies(folder) if not arms or ("-15-" not in n and {*arms} <= comparison(n)[1].keys())
-    ]
-    found = [[difference(x[a], x[b]) for a, b in pairs] for _, x in map(comparison, names)]
-    p = iter(holm([each.p for row in found for each in row]))
-    rows = [
-        [Path(name).name, *(f"{points(each)}; {p_text(next(p))}" for each in row)]
-        for name, row in zip(names, found, strict=True)
-    ]
-    heads = [f"{ARMS[a]} − {ARMS[b]}, points [95 %]; p, Holm" for a, b in pairs]
-    return table(["world", *heads], *rows)
+    rows = {name: [Path(name).name] for name in studies(folder)}
+    families: list[Any] = [(PRIMARY[folder], list(rows))]
+    families += [([arms], [name for name in rows if "-15-" not in name])] * bool(arms)
+    for pairs, names in families:
+        tests = [(name, comparison(name)[1], pair) for name in names for pair in pairs]
+        found = [difference(outcomes[a], outcomes[b]) for _, outcomes, (a, b) in tests]
+        for (name, *_), each, p in zip(tests, found, holm([each.p for each in found]), strict=True):
+            rows[name].append(f"{points(each)}; {p_text(p)}")
+    heads = [f"{ARMS[a]} − {ARMS[b]}, points [95 %]; p, Holm" for pairs, _ in families for a, b in pairs]
+    return table(["world", *heads], *rows.values())
 
 
 def success_table(name: str) -> str:

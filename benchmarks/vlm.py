@@ -73,7 +73,7 @@ def measure(scales: tuple[int, ...], at_once: int | None) -> dict[str, Any]:
         "at once": at_once or "all",
         "image tokens": tokens.shape[0],
         "channels": model.config.vision_config.hidden_size,
-        "TFLOP": round(flops / 1e12, 2),
+        "TFLOP": round(flops / 2e12, 2),  # multiply-adds, as everywhere
         "memory, MiB": round(alive.peak / 2**20),
         "projector, M": round(projector / 1e6, 1),
     }

@@ -1,6 +1,6 @@
 """Render offscreen frames of a MuJoCo scene, at the cost of only the geometry that moves in the camera's view.
 
-Stock settings cost three times as much on a CPU (docs/tasks.md): shadows, reflections and multi-sampling are off, and
+Stock settings cost more on a CPU (benchmarks/rendering.py): shadows, reflections and multi-sampling are off, and
 geoms whose bounding sphere lies outside the camera's view are not sent to OpenGL. For a fixed camera, the fixed geoms
 are drawn once and cached with their depths; later frames draw the moving geoms over them by depth, as OpenGL itself
 does with opaque geoms. Moving meshes have an eighth of their triangles (`s2robot.envs.meshes`).

@@ -123,9 +123,23 @@ class Gate(socket.socket):
         """Close the oldest pending connection of a host; None: of the host that has most."""
         hosts = [at[0] for at in self.pending]
         host = host or max(hosts, key=hosts.count)
-        _cut_off(
-            self.pending.pop(next(at for at in self.pending if at[0] == host))[0]
-        )  # its thread closes it
+        oldest = next(at for at in self.pending if at[0] == host)
+        _cut_off(self.pending.pop(oldest)[0])  # its thread closes it
+
+
+def listening(s: ServeSettings) -> list[Gate]:
+    """Return sockets that listen at the settings' address. Raises UserError if it is not available, or for a wrong certificate."""
+    tls = tls_of(s.certificate, s.key)
+    try:
+        host = "127.0.0.1" if s.host == "localhost" else s.host or None  # ::1 requires IPv6
+        addresses = socket.getaddrinfo(host, s.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        gates = {address: Gate(family, tls) for family, _, _, _, address in addresses}
+        for address, gate in gates.items():
+            gate.bind(address)
+            gate.listen(128)
+    except OSError as error:
+        raise UserError(f"serve: {s.host} port {s.port}: {error.strerror or error}") from error
+    return [*gates.values()]
 
 
 def _cut_off(connection: socket.socket) -> None:
@@ -137,13 +151,14 @@ def _cut_off(connection: socket.socket) -> None:
 class PolicyServer:
     """Serves a checkpoint's policy, with its contract, over a websocket to clients that have the token.
 
-    image_size: of each camera's frames, pixels.
+    image_size: of each camera's frames, pixels. gates: of :func:`listening`.
     """
 
     def __init__(
-        self, actor: Actor, contract: Mapping, image_size: ImageSize, token: str, settings: ServeSettings
-    ):
-        self.actor, self.settings, self._token = actor, settings, token
+        self, actor: Actor, contract: Mapping, image_size: ImageSize, token: str, settings: ServeSettings,
+        gates: list[Gate],
+    ):  # fmt: skip
+        self.actor, self.settings, self._token, self._gates = actor, settings, token, gates
         self._sizes = sizes_of(image_size, actor.cameras)
         for key, camera in settings.keys.items():
             one_of(f"serve.keys.{key}", camera, actor.cameras)
@@ -158,15 +173,11 @@ class PolicyServer:
         self.skipped = 0  # requests that a newer one replaced
         self.session = Session(actor, settings.keys)
         self.client: tuple[ServerConnection, str, float] | None = None  # name and time of connection
-        self.stop = threading.Event()  # ends `run`
-        self._lock, self._gates = threading.Lock(), list[Gate]()
+        self._lock, self.stop = threading.Lock(), threading.Event()  # `stop` ends `run`
         self._plan_until = self._send_until = math.inf  # s, monotonic, current deadlines
 
     def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until SIGTERM, Ctrl-C or `stop`; call `ready` with the port once the server listens.
-
-        Raises UserError if the address is not available, or the policy hangs.
-        """
+        """Serve until SIGTERM, Ctrl-C or `stop`; call `ready` with the port. Raises UserError if the policy hangs."""
         s = self.settings
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: self.stop.set())
@@ -176,18 +187,8 @@ class PolicyServer:
         seen = {"images": images, "proprio": mean.numpy(), "task": next(iter(policy.spec.tasks), None)}
         # warm up for the first client, at the mean: zeros could use up the warning of wrong units
         self.actor.plan(seen)
-        tls = tls_of(s.certificate, s.key)
         code, reason = _GOING, "the server was stopped"
         with ExitStack() as stack:
-            try:
-                host = "127.0.0.1" if s.host == "localhost" else s.host or None  # ::1 requires IPv6
-                addresses = socket.getaddrinfo(host, s.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-                for family, _, _, _, address in dict.fromkeys(addresses):
-                    self._gates.append(stack.enter_context(Gate(family, tls)))
-                    self._gates[-1].bind(address)
-                    self._gates[-1].listen(128)
-            except OSError as error:
-                raise UserError(f"serve: {s.host} port {s.port}: {error.strerror or error}") from error
             for gate in self._gates:
                 self._listen(gate, stack)
             ready(self._gates[0].getsockname()[1])
@@ -308,12 +309,11 @@ def run_serve(cfg: DictConfig) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = read(ServeSettings, cfg.serve)
     token, place = token_for(settings.host, settings.token_file)
-    tls_of(settings.certificate, settings.key)  # report their errors before the policy is loaded
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
     path, weights = path_of(cfg, "checkpoint"), cfg.encoder.checkpoint
+    gates = listening(settings)  # reports its errors before the policy is loaded; clients wait meanwhile
     actor, encoder, contract = load_policy(path, settings.device, weights, settings.task_vectors)
-    server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings)
+    server = PolicyServer(actor, contract, image_size_of(contract, encoder), token, settings, gates)
 
     def ready(port: int) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -107,8 +107,7 @@ def test_dropped_frames_repeat_the_previous_frame(world):
 
 
 def test_other_tasks_have_image_axes_and_delay_and_what_their_model_allows():
-    other = type("Other", (), {"settings": CubePickConfig()})
-    assert set(available(other())) == set(AXES) - set(MODELS)
+    assert set(available(type("Other", (), {"settings": CubePickConfig()})())) == set(AXES) - set(MODELS)
     settings = {"id": "Pusher-v5", "cameras": ["render"], "success": "terminated"}
     allowed = {"light", "light_direction", "table_colour", "friction"}
     assert set(available(make(settings_class("gym")(**settings)))) & set(MODELS) == allowed

@@ -9,8 +9,7 @@ from s2robot.loading import image_size_of, load_networks
 
 def test_doctor_passes_here_and_names_missing_packages(here, monkeypatch):
     monkeypatch.setattr(doctor, "_MIN_GB", 0.0)  # whatever disk the tests run on
-    good = here("doctor")
-    lines = {line.split()[1]: line for line in good.stdout.splitlines()}
+    lines = {line.split()[1]: line for line in here("doctor").stdout.splitlines()}
     assert lines["sim"].startswith("ok") and "MUJOCO_GL=" in lines["drawing"]
     monkeypatch.setattr(doctor, "_MIN_GB", 1e9)
     assert "at least 1e+09 needed" in here("doctor", status=1).stdout.partition("FAIL  cache")[2]

@@ -110,8 +110,7 @@ def test_videos_of_a_robot_become_cameras(tmp_path, folder):
     """Episodes of 4 and 3 steps at 12.5 Hz, two cameras at 30 Hz, timestamps of a system clock."""
     (robot := tmp_path / "robot").mkdir()
     folder.rename(buffer := robot / "replay_buffer.zarr")
-    stamps = np.array([0, 0.08, 0.16, 0.24, 9, 9.08, 9.16])
-    data_of(buffer)["timestamp"][:] = 1.7e9 + stamps
+    data_of(buffer)["timestamp"][:] = 1.7e9 + np.array([0, 0.08, 0.16, 0.24, 9, 9.08, 9.16])
     for key in ("front_image", "img"):
         shutil.rmtree(buffer / f"data/{key}")
     (data := buffer / "data").rename(tmp_path / "elsewhere")

@@ -124,8 +124,7 @@ def test_axis_can_set_a_key_that_only_the_world_has():
     axis = Axis(label="", key="++task.kwargs.g", values=(9.0, 5.0), record=True)
     default, worlds = worlds_of(plan, "world", axis)
     assert default == 9.0 and [world.trains for world in worlds] == [False, True]
-    recording = overrides_for("record", worlds[1].recording.overrides)
-    assert settings_of("record", recording).task.kwargs.g == 5.0
+    assert settings_of("record", overrides_for("record", worlds[1].recording.overrides)).task.kwargs.g == 5.0
 
 
 def test_each_verb_gets_its_own_overrides_and_the_last_of_a_key():

@@ -51,8 +51,7 @@ def test_run_is_reproduced_here_but_not_by_another_policy(here, save_untrained, 
     assert set(first["start"]) == {"state", "frames"}
     (facts := policy / "policy.json").write_text(facts.read_text().replace(str(tiny_encoder), "moved"))
     repeat = "reproduce", "run=first", "checkpoint=policy", "workers=1", f"encoder.checkpoint={tiny_encoder}"
-    again = here(*repeat, "margin=0.9", "hydra.run.dir=second")
-    assert "3 of 3 episodes start identically" in again.stdout
+    assert "3 of 3 episodes start identically" in here(*repeat, "margin=0.9", "hydra.run.dir=second").stdout
     lines = (tmp_path / "first" / "episodes.jsonl").read_text().replace(first["start"]["frames"], "0" * 12)
     (tmp_path / "first" / "episodes.jsonl").write_text("".join(lines.splitlines(True)[::2]))  # killed
     other = here(*repeat, "hydra.run.dir=third", status=4)

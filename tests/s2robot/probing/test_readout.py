@@ -199,8 +199,7 @@ def ridge(x: np.ndarray, y: np.ndarray, keep: np.ndarray, penalty: float):
     z = x[keep] - centre
     gram = z.T @ z
     gram += penalty * np.eye(len(gram))
-    a = np.linalg.solve(gram, z.T @ (y[keep] - middle))
-    return lambda rows: (rows - centre) @ a + middle
+    return lambda rows: (rows - centre) @ np.linalg.solve(gram, z.T @ (y[keep] - middle)) + middle
 
 
 @pytest.mark.parametrize("width", [4, 50])

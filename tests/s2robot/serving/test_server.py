@@ -28,10 +28,11 @@ from s2robot.loading import image_size_of, load_policy
 from s2robot.serving import remote
 from s2robot.serving import token as shared_secret
 from s2robot.serving.remote import PolicyLate, PolicyLost, PolicyMalformed, PolicyRefused, RemotePolicy
-from s2robot.serving.server import PolicyServer, ServeSettings, contract_text
+from s2robot.serving.server import PolicyServer, ServeSettings, contract_text, listening, run_serve
 from s2robot.serving.token import is_loopback, token_for
 from s2robot.serving.wire import PROTOCOL, pack, unpack
 from tests import forks
+from tests.configs import composed
 from tests.envs.real.patience import wait_for
 from tests.errors import raised, refuses
 
@@ -104,7 +105,7 @@ def serving(checkpoint: Path, actor=None, **settings):
     """Run a server in a thread; yield the server, its URL, and the list of errors that ended it."""
     own, encoder, contract = load_policy(checkpoint, "cpu")
     size, settings = image_size_of(contract, encoder), ServeSettings(port=0, **settings)
-    server = PolicyServer(actor or own, contract, size, TOKEN, settings)
+    server = PolicyServer(actor or own, contract, size, TOKEN, settings, listening(settings))
     ports, errors = queue.Queue(), []
 
     def work():
@@ -268,9 +269,8 @@ def test_wrong_token_is_rejected(checkpoint):
         for token in (None, ""):
             refuses("^token: .*S2ROBOT_TOKEN", RemotePolicy, url, token)
         refuses("^token: .*got other characters$", RemotePolicy, url, f"{TOKEN}\n")
-        with pytest.raises(InvalidStatus, match="403"):  # a web page, even with a valid token
-            with plain(url, origin="http://evil.example"):
-                pass
+        with pytest.raises(InvalidStatus, match="403"), plain(url, origin="http://evil.example"):
+            pass  # a web page, even with a valid token
         connect(url).close()
 
 
@@ -536,6 +536,14 @@ def test_a_server_without_terminal_serves_one_client_after_another(checkpoint, m
             with connect(url) as policy:
                 policy.plan(observations(1)[0])
             wait_for(lambda: server.client is None)
+
+
+def test_a_used_port_is_reported_before_the_policy_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "none.pt").touch()
+    with listener() as used:
+        words = f"serve.port={used.getsockname()[1]}", f"checkpoint={tmp_path / 'none.pt'}"
+        refuses("^serve: 127.0.0.1 port .*: Address already in use", run_serve, composed("serve", *words))
 
 
 def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():

@@ -59,8 +59,7 @@ def test_plans_respect_speed_and_acceleration_and_arrive(offset, speed, accelera
     target = HOME + offset
     motion, before = Motion(HOME), np.zeros(7)
     motion.plan(target, speed, acceleration)
-    distance = np.abs(target - HOME).max()
-    for _ in range(int((distance / speed + 2 * speed / acceleration + 1) / DT)):
+    for _ in range(int((np.abs(target - HOME).max() / speed + 2 * speed / acceleration + 1) / DT)):
         motion.advance(DT)
         if motion.kind == "hold":
             break
