@@ -44,6 +44,9 @@ ABOUT = ("name", "label", "encoder", "scales", "overrides", "parameters", "gflop
 # primary comparisons of docs/results/protocol.md
 PRIMARY = {"s2": [("s2", "two")]} | dict.fromkeys(("size", "distance"), [("two", "one"), ("s2", "two")])
 ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
+SHORT = {"one": "1", "two": "2", "two-averaged": "2, small grid", "s2": "1+2", "s2-three": "1+2+3"}
+SHORT |= {"s2-upsampled": "1+2, upsampled", "three-averaged": "3, small grid"}
+SHORT |= {"large": "larger at 1", "large-two": "larger at 2"}
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
@@ -121,17 +124,15 @@ def counts(outcomes: np.ndarray) -> str:
 
 
 def arms_table(of: str) -> str:
-    folder, _, brief = of.partition(" ")  # "… success": without costs
-    (facts, outcomes), longer = comparison(folder), dict[str, np.ndarray]()
-    for file in (RESULTS / folder).parent.glob(f"longer/{Path(folder).name}-*.json"):
-        longer |= comparison(f"{Path(folder).parent}/longer/{file.stem}")[1]
+    """Return the arms of comparisons that ran the same ones, with the costs of the first unless `of` ends in "success"."""
+    names, brief = of.removesuffix(" success").split(), of.endswith(" success")
+    found = [comparison(name) for name in names]
     costs = [] if brief else ["GFLOPs a frame", "tokens", "ms an action"]
-    rows = [["arm", *costs, "success", *["twice the steps, seeds 10 to 12"] * bool(longer)]]
-    for arm in facts["arms"]:
-        name, tokens = arm["name"], arm.get("tokens_per_frame", "")
-        cost = [] if brief else [arm["gflops_per_frame"], tokens, f"{arm['ms_per_action']:.3g}"]
-        more = [percent(longer[name]) if name in longer else ""] * bool(longer)
-        rows.append([arm["label"], *cost, percent(outcomes[name]), *more])
+    rows = [["arm", *costs, "success", *(f"success, {name.rpartition('-')[2]}" for name in names[1:])]]
+    for arm in found[0][0]["arms"]:
+        tokens, ms = arm.get("tokens_per_frame", ""), f"{arm['ms_per_action']:.3g}"
+        cost = [] if brief else [arm["gflops_per_frame"], tokens, ms]
+        rows.append([arm["label"], *cost, *(percent(outcomes[arm["name"]]) for _, outcomes in found)])
     return table(*rows)
 
 
@@ -140,7 +141,7 @@ def pairs_table(of: str) -> str:
     names, columns = of.split(), dict[str, dict[str, str]]()  # label -> comparison -> cell
     for name in names:
         facts, outcomes = comparison(name)
-        labels = {arm["name"]: arm["label"] for arm in facts["arms"]}
+        labels = {arm["name"]: arm["label"] for arm in facts["arms"]} | (SHORT if "two" in outcomes else {})
         pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(name.split("/")[0], ())]
         found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
         for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
@@ -275,7 +276,7 @@ def probe_table(folder: str) -> str:
 
 
 def block(name: str) -> str:
-    """Return the table of a name: `arms s2/cube4-15-expert`, `arms … success`, `pairs … …`, `primary s2`, `primary s2 two one`, `rows policies`,
+    """Return the table of a name: `arms s2/cube4-15-expert`, `arms … …`, `arms … success`, `pairs … …`, `primary s2 two one`, `rows policies`,
     `stress stress`, `faults xarm7`, `episodes outside`, `measure pusht one two s2`, `probe probing`; or a figure: `success <source> <arm or row>`,
     `difference <source> <arm> <arm>`, `unsafe <arm>`, `robust stress/augment both`, on the axes that are not augmented."""
     kind, _, of = name.partition(" ")
