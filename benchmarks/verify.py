@@ -145,7 +145,7 @@ def pairs_table(of: str) -> str:
         pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(name.split("/")[0], ())]
         found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
         for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
-            if b != "one" or "-15-" in name:  # gains over scale 1 elsewhere have a table of their own
+            if b != "one" or "-15" in name:  # gains over scale 1 elsewhere have a table of their own
                 columns.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = f"{points(each)}; {p_text(p)}"
     rows = ([Path(name).name, *(each.get(name, "") for each in columns.values())] for name in names)
     return table(["points [95 %]; p, Holm", *columns], *rows)
