@@ -1,7 +1,7 @@
 """Advise before training which scale of S2 should help: 2 if the moved object spans less than a token at scale 1.
 
     advise(store, count, AdviceSettings())
-    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2; s2.scales=[2] should help
+    # object 21 px in frames of 256 px: 0.7 tokens at scale 1, 1.3 tokens at scale 2; s2.scales=[2] should help (tested with mvp-tiny)
 
 The object is found by motion, without labels. It lies somewhere else at the start of each episode, stays there while the arm
 approaches, and is gone in the end. Cameras on the arm, in which everything moves, are ignored.
@@ -39,7 +39,7 @@ def advise(store: EpisodeStore, count: int, settings: AdviceSettings) -> str:
     best = next((scale for scale, span in spans.items() if span >= 1), SCALES[-1])
     but = "" if spans[best] >= 1 else ", but the object stays below a token"
     tokens = ", ".join(f"{span:.1f} tokens at scale {scale}" for scale, span in spans.items())
-    return f"object {size:.0f} px in frames of {side} px: {tokens}; s2.scales=[{best}] should help{but}"
+    return f"object {size:.0f} px in frames of {side} px: {tokens}; s2.scales=[{best}] should help{but} (tested with mvp-tiny)"
 
 
 def object_size(frames: np.ndarray, change: float) -> float:
