@@ -47,6 +47,7 @@ ARMS = {"one": "scale 1", "two": "scale 2 alone", "s2": "scales 1 and 2"}
 SHORT = {"one": "1", "two": "2", "two-averaged": "2, small grid", "s2": "1+2", "s2-three": "1+2+3"}
 SHORT |= {"s2-upsampled": "1+2, upsampled", "three-averaged": "3, small grid"}
 SHORT |= {"large": "larger at 1", "large-two": "larger at 2"}
+FEW = "-15"  # in the names of worlds with 15 demonstrations: their gains over scale 1 stand with the other differences
 STRESSED = ("softmax", "attention")  # of docs/results/stress: the others are compared with the first there
 AUGMENTED = 3  # the first axes there, which one arm was trained on
 WORLDS = {"cube4": "4 cm cube", "cube25": "2.5 cm cube"}  # run with several numbers of demonstrations
@@ -145,7 +146,7 @@ def pairs_table(of: str) -> str:
         pairs = [pair for pair in facts["pairs"] if tuple(pair) not in PRIMARY.get(name.split("/")[0], ())]
         found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
         for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
-            if b != "one" or "-15" in name:  # gains over scale 1 elsewhere have a table of their own
+            if b != "one" or FEW in name:
                 columns.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = f"{points(each)}; {p_text(p)}"
     rows = ([Path(name).name, *(each.get(name, "") for each in columns.values())] for name in names)
     return table(["points [95 %]; p, Holm", *columns], *rows)
@@ -160,15 +161,15 @@ def primary_table(of: str) -> str:
     """Return the primary comparisons of a folder, with Holm's correction over all; of `<folder> <arm> <arm>` that difference too,
     corrected over the worlds with more than 15 demonstrations: the others have tables of their own."""
     folder, *arms = of.split()
-    rows = {name: [Path(name).name] for name in studies(folder)}
-    families: list[Any] = [(PRIMARY[folder], list(rows))]
-    families += [([arms], [name for name in rows if "-15-" not in name])] * bool(arms)
+    outcomes = {name: comparison(name)[1] for name in studies(folder)}
+    rows = {name: [Path(name).name] for name in outcomes}
+    families: list[Any] = [(PRIMARY[folder], rows)]
+    families += [([arms], [name for name in rows if FEW not in name])] if arms else []
     for pairs, names in families:
-        tests = [(name, comparison(name)[1], pair) for name in names for pair in pairs]
-        found = [difference(outcomes[a], outcomes[b]) for _, outcomes, (a, b) in tests]
-        for (name, *_), each, p in zip(tests, found, holm([each.p for each in found]), strict=True):
+        tests = [(name, difference(outcomes[name][a], outcomes[name][b])) for name in names for a, b in pairs]
+        for (name, each), p in zip(tests, holm([each.p for _, each in tests]), strict=True):
             rows[name].append(f"{points(each)}; {p_text(p)}")
-    heads = [f"{ARMS[a]} − {ARMS[b]}, points [95 %]; p, Holm" for pairs, _ in families for a, b in pairs]
+    heads = (f"{ARMS[a]} − {ARMS[b]}, points [95 %]; p, Holm" for pairs, _ in families for a, b in pairs)
     return table(["world", *heads], *rows.values())
 
 

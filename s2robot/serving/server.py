@@ -155,8 +155,7 @@ class PolicyServer:
     """
 
     def __init__(
-        self, actor: Actor, contract: Mapping, image_size: ImageSize, token: str, settings: ServeSettings,
-        gates: list[Gate],
+        self, actor: Actor, contract: Mapping, image_size: ImageSize, token: str, settings: ServeSettings, gates: list[Gate],
     ):  # fmt: skip
         self.actor, self.settings, self._token, self._gates = actor, settings, token, gates
         self._sizes = sizes_of(image_size, actor.cameras)
@@ -190,7 +189,7 @@ class PolicyServer:
         code, reason = _GOING, "the server was stopped"
         with ExitStack() as stack:
             for gate in self._gates:
-                self._listen(gate, stack)
+                self._listen(stack.enter_context(gate), stack)
             ready(self._gates[0].getsockname()[1])
             try:
                 while not self.stop.wait(0.05):
@@ -309,7 +308,8 @@ def run_serve(cfg: DictConfig) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = read(ServeSettings, cfg.serve)
     token, place = token_for(settings.host, settings.token_file)
-    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     path, weights = path_of(cfg, "checkpoint"), cfg.encoder.checkpoint
     gates = listening(settings)  # reports its errors before the policy is loaded; clients wait meanwhile
     actor, encoder, contract = load_policy(path, settings.device, weights, settings.task_vectors)

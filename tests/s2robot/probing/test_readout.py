@@ -199,7 +199,8 @@ def ridge(x: np.ndarray, y: np.ndarray, keep: np.ndarray, penalty: float):
     z = x[keep] - centre
     gram = z.T @ z
     gram += penalty * np.eye(len(gram))
-    return lambda rows: (rows - centre) @ np.linalg.solve(gram, z.T @ (y[keep] - middle)) + middle
+    a = np.linalg.solve(gram, z.T @ (y[keep] - middle))
+    return lambda rows: (rows - centre) @ a + middle
 
 
 @pytest.mark.parametrize("width", [4, 50])

@@ -540,10 +540,9 @@ def test_a_server_without_terminal_serves_one_client_after_another(checkpoint, m
 
 def test_a_used_port_is_reported_before_the_policy_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    (tmp_path / "none.pt").touch()
     with listener() as used:
-        words = f"serve.port={used.getsockname()[1]}", f"checkpoint={tmp_path / 'none.pt'}"
-        refuses("^serve: 127.0.0.1 port .*: Address already in use", run_serve, composed("serve", *words))
+        cfg = composed("serve", f"serve.port={used.getsockname()[1]}", f"checkpoint={tmp_path}")
+        refuses("^serve: 127.0.0.1 port .*: Address already in use", run_serve, cfg)
 
 
 def test_a_server_that_does_not_read_delays_no_call_beyond_its_deadline():

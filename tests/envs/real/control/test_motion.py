@@ -46,8 +46,7 @@ def test_steady_motion_is_followed_without_lag_once_under_way():
     q, late = stream(at_rest(), 1.0, a_push=0.05)
     bounded(q)
     assert not any(late)
-    now = np.arange(50, 100) * DT  # 0.05 rad in 0.1 s: 0.5 rad/s
-    np.testing.assert_allclose(q[50:, 0], 0.5 * now, atol=1e-9)
+    np.testing.assert_allclose(q[50:, 0], 0.5 * np.arange(50, 100) * DT, atol=1e-9)  # 0.05 rad in 0.1 s
 
 
 def test_waypoint_is_reached_in_time_and_held_without_overshoot():
