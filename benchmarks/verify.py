@@ -107,8 +107,9 @@ def percent(outcomes: np.ndarray) -> str:
     return f"{100 * outcomes.mean():.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def points(found: Difference) -> str:
-    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+def points(found: Difference, p: float = 1) -> str:
+    low, high = 100 * found.low, 100 * found.high
+    return f"{100 * found.difference:+.1f} [{low:+.1f}, {high:+.1f}]" + (f"; {p_text(p)}" if p < 1 else "")
 
 
 def p_text(p: float) -> str:
@@ -147,7 +148,7 @@ def pairs_table(of: str) -> str:
         found = [difference(outcomes[a], outcomes[b]) for a, b in pairs]
         for (a, b), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
             if b != "one" or FEW in name:
-                columns.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = f"{points(each)}; {p_text(p)}"
+                columns.setdefault(f"{labels[a]} − {labels[b]}", {})[name] = points(each, p)
     rows = ([Path(name).name, *(each.get(name, "") for each in columns.values())] for name in names)
     return table(["points [95 %]; p, Holm", *columns], *rows)
 
@@ -168,7 +169,7 @@ def primary_table(of: str) -> str:
     for pairs, names in families:
         tests = [(name, difference(outcomes[name][a], outcomes[name][b])) for name in names for a, b in pairs]
         for (name, each), p in zip(tests, holm([each.p for _, each in tests]), strict=True):
-            rows[name].append(f"{points(each)}; {p_text(p)}")
+            rows[name].append(points(each, p))
     heads = (f"{ARMS[a]} − {ARMS[b]}, points [95 %]; p, Holm" for pairs, _ in families for a, b in pairs)
     return table(["world", *heads], *rows.values())
 
@@ -244,10 +245,9 @@ def measure_table(of: str) -> str:
     folder, *arms = of.split()
     x = measured(folder)
     found = [difference(x[b][1], x[a][1]) for a, b in pairwise(arms)]
-    p = map(p_text, holm([each.p for each in found]))
-    gaps = ["", *(f"{points(each)}, p = {q}" for each, q in zip(found, p, strict=True))]
+    gaps = ["", *map(points, found, holm([each.p for each in found]))]
     rows = ([ARMS[a], counts(x[a][0]), f"{x[a][1].mean():.3f}", d] for a, d in zip(arms, gaps, strict=True))
-    return table(["arm", "successes", "measure", "− the row above, hundredths [95 %], p by Holm"], *rows)
+    return table(["arm", "successes", "measure", "− the row above, hundredths [95 %]; p, Holm"], *rows)
 
 
 def probe_table(folder: str) -> str:
