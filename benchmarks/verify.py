@@ -343,7 +343,7 @@ def picture(file: Path) -> None:
             style = {"marker": marker, "ms": 6, "ls": "none" if len(x) == 1 else "-"}
             lines.append(plots.Line(x, y, label, colour, low, high, style))
         xlabel, ticks = ("GFLOPs a frame", {}) if "demos" in title else ("demonstrations", DEMOS)
-        panels.append(plots.Panel(title, lines, xlabel, "success (%)", "x", ticks, ylim=(0, 101)))
+        panels.append(plots.Panel(title, lines, xlabel, "success (%)", "x", ticks, ylim=(0, 104)))
     plots.curves(panels, 3, (3.8, 2.9)).savefig(file, dpi=110)
 
 
