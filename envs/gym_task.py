@@ -3,9 +3,8 @@
     make(GymSettings(id="FetchPickAndPlace-v4", success="is_success", rate_hz=25, max_steps=50))
     make(GymSettings(id="my_package:Mine-v0", success="reward>=1", cameras=("pixels/top",)))  # observed frames
 
-A policy's proprioception is the environment's observation without images. The image is that of ``render()``, or
-entries of the observation, (H, W, 3) uint8; `pixels/top` is the entry `top` of the dict `pixels`. By default the task
-has the environment's step limit (``max_episode_steps``) and rate (``render_fps``).
+A policy's proprioception is the observation without images. Images come from ``render()`` or from entries of the
+observation, (H, W, 3) uint8; `pixels/top` is the entry `top` of the dict `pixels`.
 """
 
 import math
@@ -179,8 +178,10 @@ class GymTask(Task):
         return self.settings.names.get(camera, camera)
 
     def begin(self, rng: np.random.Generator, options: Mapping[str, Any]) -> None:
+        seed = int(rng.integers(2**31))
+        np.random.seed(seed)  # some worlds, such as gym-hil's, draw from the global generator
         with _one_line(self.settings.id, (Error,)):  # such as a missing package for images
-            self.seen, info = self.inner.reset(seed=int(rng.integers(2**31)))
+            self.seen, info = self.inner.reset(seed=seed)
         texts = [info.get(key) for key in ("instruction", "task", "task_description")]
         self.instruction = next((text for text in texts if isinstance(text, str)), None)
         self._success, self._ended, self._measured = False, False, math.nan  # no reward yet
@@ -191,8 +192,7 @@ class GymTask(Task):
     def apply(self, action: np.ndarray) -> None:
         if self._ended:  # without success: ignore further actions
             return
-        space: Any = self.inner.action_space
-        action = np.clip(action, self._low, self._high).astype(space.dtype)
+        action = np.clip(action, self._low, self._high).astype(self.inner.action_space.dtype)
         self.seen, reward, terminated, truncated, info = self.inner.step(action)
         self._ended, measure = bool(terminated or truncated), self.settings.measure
         check_known("task.measure", [measure] if measure else [], info)

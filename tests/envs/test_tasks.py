@@ -33,12 +33,12 @@ class Dial(gymnasium.Env):
 
     def _seen(self):
         image = np.full((12, 20, 3), 200 * np.exp(-abs(self.angle - self.goal)), np.uint8)
-        angle, goal = np.array([[self.angle], [self.goal]], np.float32)
-        return {"angle": angle, "desired_goal": goal, "eye": image}
+        return {"angle": np.float32([self.angle]), "desired_goal": np.float32([self.goal]), "eye": image}
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.angle, self.goal = self.start, float(self.np_random.uniform(1, 2))
+        self.goal = float(self.np_random.uniform(1, 2))
+        self.angle = self.start + np.random.uniform(0, 0.01)  # the global generator, as gym-hil does
         return self._seen(), {}
 
     def step(self, action):
