@@ -25,13 +25,14 @@ from safetensors.torch import save as tensors_to_bytes
 
 from s2robot.core.errors import UserError, check_same, reported
 from s2robot.core.files import parse_json, write_text
-from s2robot.core.parts import parts_of, same_parts, words
+from s2robot.core.parts import Contract, parts_of, same_parts, words
 from s2robot.core.provenance import versions
 from s2robot.core.settings import Stored, read
 from s2robot.policies.policy import ChunkPolicy, PolicySpec
 
 RECORD, CARD, TENSORS = "policy.json", "README.md", "policy.safetensors"
 ENCODER = "encoder.safetensors"
+_SHA256 = {TENSORS: "tensors_sha256", ENCODER: "encoder_sha256"}  # keys in policy.json
 Weights = Mapping[str, torch.Tensor]
 PARTS = {"action_parts": "action", "proprio_parts": "proprio"}  # contract key -> array that it describes
 
@@ -65,22 +66,6 @@ The licence in the metadata is that of s2robot; change it if the demos or the en
 """
 
 
-class _Encoder(Stored):
-    fingerprint: str
-
-
-class Contract(Stored):
-    """The keys that every contract has; other keys are stored unchanged."""
-
-    encoder: _Encoder
-    cameras: list[str]
-    robot: str
-    joint_names: list[str]
-    action_frame: str
-    rate_hz: float = Field(gt=0)
-    dataset: dict[str, Any]
-
-
 class _Record(Stored):
     schema_: Literal[2] = Field(alias="schema")
     spec: dict[str, Any]
@@ -95,8 +80,7 @@ def save_checkpoint(
     """Write the checkpoint `folder`, replacing an older one; a kill at any time leaves the old or the new one.
 
     Args:
-        contract: see :class:`Contract`; it can also hold camera_geometry, versions, training, and, unless they are the
-            default, action_parts and proprio_parts. Plain JSON without NaN.
+        contract: see :class:`Contract`; also versions, action_parts, proprio_parts, or others. Plain JSON without NaN.
         tuned: the trained weights of the encoder, with the model's names; the contract's fingerprint includes them.
 
     Raises:
@@ -108,10 +92,8 @@ def save_checkpoint(
         raise UserError(f"{folder}: expected a new folder or a checkpoint, got one without {RECORD}")
     contract.setdefault("versions", versions())
     files = {TENSORS: _bytes_of(policy.state_dict())} | ({ENCODER: _bytes_of(tuned)} if tuned else {})
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     record = {"schema": 2, "spec": policy.spec.to_dict(), "contract": contract}
-    record |= {"encoder_sha256": hashes[ENCODER]} if tuned else {}
-    record["tensors_sha256"] = hashes[TENSORS]
+    record |= {_SHA256[name]: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     files[RECORD] = (json.dumps(record, indent=2, allow_nan=False) + "\n").encode()
     files[CARD] = _card(policy.spec, contract, sum(p.numel() for p in policy.parameters())).encode()
     try:

@@ -37,7 +37,6 @@ class _Acts(Stored):
     """Contract fields required for acting, in addition to the common ones."""
 
     encoder: _Encoder
-    camera_geometry: dict[str, dict[str, Any]] | None = None
 
 
 def device_of(name: str, key: str = "device") -> torch.device:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from s2robot.core.errors import UserError
-from s2robot.core.settings import Settings, read
+from s2robot.core.settings import Settings, Stored, read
 
 FORMS = {"axis_angle": 3, "rot6d": 6}  # form of a rotation -> its size
 FLAT = 1e-4  # minimum length of a rot6d column, and minimum sine of the angle between the two
@@ -73,6 +73,25 @@ class Part(Settings):
     def __str__(self) -> str:
         form = "".join((" relative" if self.relative else "", f" {self.form}" if self.form else ""))
         return f"{self.name} ({self.size}{form} {self.kind})"
+
+
+class _Encoder(Stored, extra="allow"):
+    fingerprint: str
+
+
+class Contract(Stored, extra="allow"):
+    """What a checkpoint states about its encoder, robot and demonstrations; other keys are kept unchanged."""
+
+    encoder: _Encoder
+    cameras: list[str]
+    robot: str
+    joint_names: list[str]
+    action_frame: str
+    rate_hz: float = Field(gt=0)
+    dataset: dict[str, Any]
+    camera_geometry: dict[str, dict[str, Any]] | None = None
+    env_config: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
 
 
 def read_parts(stored: Any, where: str, size: int | None = None) -> tuple[Part, ...]:

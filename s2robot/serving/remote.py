@@ -5,8 +5,7 @@
         action = policy.act(observation)                     # float32 (8,), or a RemoteError, by the deadline
 
 The server is `s2robot serve`. The client sends a request when a plan is used up, or at every step if the policy needs
-every observation. After a failed call, the policy continues from the last action that the client received. The client
-requires neither torch nor a simulator.
+every observation. After a failed call, the policy continues from the last action received. No torch, no simulator.
 """
 
 import logging
@@ -28,6 +27,7 @@ from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
 from s2robot.core.errors import UserError
+from s2robot.core.parts import Contract
 from s2robot.core.settings import Stored, read
 from s2robot.envs.frames import as_image_size
 from s2robot.serving.wire import PROTOCOL, WireError, pack, unpack
@@ -69,7 +69,7 @@ class _Metadata(Stored):
     actions: int = Field(gt=0)
     action_dim: int = Field(gt=0)
     max_bytes: int = Field(gt=0)  # of a request
-    contract: Json[dict[str, Any]]
+    contract: Json[Contract]
 
 
 class RemotePolicy(AbstractContextManager["RemotePolicy"]):
@@ -111,7 +111,7 @@ class RemotePolicy(AbstractContextManager["RemotePolicy"]):
         except BaseException:
             self.close()
             raise
-        self.contract: dict[str, Any] = metadata.contract
+        self.contract: dict[str, Any] = metadata.contract.model_dump(exclude_unset=True)
         self.cameras, self.image_size = tuple(metadata.sizes), as_image_size(metadata.sizes)
         self._limits = metadata
 

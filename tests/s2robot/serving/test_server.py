@@ -392,7 +392,8 @@ def test_a_policy_that_hangs_stops_the_server(checkpoint):
 HELLO = {
     "s2robot": {"protocol": PROTOCOL}, "actions": 3, "action_dim": 8, "max_bytes": 10**9,
     "sizes": {name: [64, 64] for name in CAMERAS}, "contract": contract_text(
-        {"encoder": {}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [], "action_frame": "", "rate_hz": 10}
+        {"encoder": {"fingerprint": ""}, "cameras": list(CAMERAS), "robot": "xarm7", "joint_names": [], "action_frame": "",
+         "rate_hz": 10, "dataset": {}}
     ),
 }  # fmt: skip
 ACTIONS = np.zeros((3, 8), np.float32)
@@ -448,9 +449,9 @@ def test_malformed_answers_are_one_error_line(data, words):
 @pytest.mark.parametrize(
     "change, kind, words",
     [*(({key: -1}, PolicyMalformed, "metadata") for key in HELLO if key != "s2robot"),
-     ({"contract": "[" * 9999}, PolicyMalformed, "metadata"), ({"s2robot": {"protocol": PROTOCOL + 1}}, PolicyRefused, "protocol"),
-     ({"s2robot": None}, PolicyRefused, "got None")],
-    ids=range(len(HELLO) + 2),
+     *(({"contract": text}, PolicyMalformed, "metadata") for text in ("[" * 9999, "{}", HELLO["contract"].replace("10", "0"))),
+     ({"s2robot": {"protocol": PROTOCOL + 1}}, PolicyRefused, "protocol"), ({"s2robot": None}, PolicyRefused, "got None")],
+    ids=range(len(HELLO) + 4),
 )  # fmt: skip
 def test_metadata_without_a_known_protocol_is_rejected(change, kind, words):
     with answering(pack(HELLO | change)) as url, pytest.raises(kind, match=words):
