@@ -329,7 +329,7 @@ def picture(file: Path) -> None:
         for arm in facts["arms"]:
             own = outcomes[arm["name"]]
             shown = tuple(100 * value for value in (own.mean(), *success_interval(own)[:2]))
-            panel = f"{WORLDS.get(world)}, {kind}"
+            panel = f"{WORLDS.get(world, world.capitalize())}, {kind}"
             places = [(f"{panel}, {demos} demos", arm["gflops_per_frame"])] * (len(outcomes) > 4)
             places += [(panel, int(demos))] * (arm["name"] in ARMS and world in WORLDS)
             for title, x in places:
