@@ -60,7 +60,7 @@ def load_networks(
     policy, contract = load_checkpoint(checkpoint, device)
     if task_vectors:
         policy.add_tasks(task_vectors)
-    settings = dict(read(_Acts, contract, f"{checkpoint}: ").encoder.settings)
+    settings = dict(read(_Acts, contract, f"{checkpoint}/policy.json: contract: ").encoder.settings)
     if weights:
         settings["checkpoint"] = str(weights)
     # a fully trained encoder needs no file, because the checkpoint holds its weights

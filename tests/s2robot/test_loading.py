@@ -17,12 +17,12 @@ from tests.errors import refuses
     [("encoder.features_dtype", "int3"), ("encoder.frames", [1]), ("camera_geometry", {"hand": None})],
 )
 def test_error_names_the_damaged_key_of_a_contract(slow_policy, tmp_path, key, value):
-    folder = shutil.copytree(slow_policy, tmp_path / "checkpoint")
-    record = json.loads((folder / "policy.json").read_text())
+    path = shutil.copytree(slow_policy, tmp_path / "checkpoint") / "policy.json"
+    record = json.loads(path.read_text())
     group, _, name = key.rpartition(".")
     (record["contract"][group] if group else record["contract"])[name] = value
-    (folder / "policy.json").write_text(json.dumps(record))
-    refuses(f"^{folder}: {key}.*: expected ", load_networks, folder, torch.device("cpu"))
+    path.write_text(json.dumps(record))
+    refuses(f"^{path}: contract: {key}.*: expected ", load_networks, path.parent, torch.device("cpu"))
 
 
 def test_load_policy_returns_a_policy_that_acts(save_untrained, tmp_path, recwarn):
