@@ -109,7 +109,7 @@ def percent(outcomes: np.ndarray) -> str:
 
 def points(found: Difference, p: float = 1) -> str:
     low, high = 100 * found.low, 100 * found.high
-    return f"{100 * found.difference:+.1f} [{low:+.1f}, {high:+.1f}]" + f"; {p_text(p)}" * (p < 0.995)
+    return f"{100 * found.difference:+.1f} [{low:+.1f}, {high:+.1f}]; {p_text(p)}".removesuffix("; 1")
 
 
 def p_text(p: float) -> str:
